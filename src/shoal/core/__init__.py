@@ -1,5 +1,6 @@
 """The five nouns' contracts. Imports nothing of the other rooms."""
 
+from . import tree
 from .errors import BadInput, MissingExtra, RunFailed, ShoalError, need
 from .inbox import Inbox
 from .method import Context, Method, methods
@@ -18,5 +19,5 @@ __all__ = [
     "Layout", "Link", "Method", "MissingExtra", "Net", "Outbox", "Packer", "Part", "Place",
     "Registry", "Report", "Rule", "RunFailed", "Scene", "ShoalError", "Stage", "Task", "Tick",
     "Topology", "Work", "attacks", "clocks", "codecs", "literal", "methods", "need", "philox",
-    "rules", "tasks", "topologies",
+    "rules", "tasks", "topologies", "tree",
 ]  # fmt: skip

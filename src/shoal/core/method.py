@@ -75,6 +75,8 @@ class Method(Part):
     """What it needs the task to be able to do."""
     recipe: ClassVar[dict[str, Any]] = {}
     """What ``shoal run SLUG`` uses where the user says nothing: task, network, peers, rounds."""
+    trial: ClassVar[dict[str, Any]] = {}
+    """A small run (plan fields) for the conformance suite, where the default one does not fit."""
     connected: ClassVar[bool] = False
     """Whether a disconnected static graph is refused."""
     symmetric: ClassVar[bool] = False

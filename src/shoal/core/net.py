@@ -54,6 +54,7 @@ class Net(Protocol):
         weight: Tensor | None = None,
         to: str = "server",
         base: Tree | None = None,
+        held: Tree | None = None,
         rule: Rule | None = None,
         channel: str = "x",
     ) -> Tree:
@@ -65,7 +66,9 @@ class Net(Protocol):
             to: ``"server"``: the result is at the aggregator, leading axis A. ``"all"``: every active
                 peer gets it, leading axis P (the others keep their own row).
             base: what both ends already know ([P, ...] at the peers); compression and attacks then
-                act on the difference, and the rule clips around it.
+                act on the difference.
+            held: what the aggregator held before, [A, ...]: rules clip around it, and it is the
+                result where nobody was heard.
             rule: instead of the run's rule.
         """
 
@@ -86,5 +89,6 @@ class Net(Protocol):
             P dicts sender -> message, in the order of the senders' numbers.
         """
 
-    def aggregators(self, tick: Tick) -> int:
-        """A: 1 where this block hosts the aggregator, else 0."""
+    @property
+    def hosts_server(self) -> bool:
+        """Whether the server's rows (leading axis A) live in this block: A is 1, else 0."""

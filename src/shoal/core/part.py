@@ -24,7 +24,7 @@ import msgspec
 
 from .errors import BadInput, ShoalError
 
-__all__ = ["Part", "Registry", "literal"]
+__all__ = ["Part", "Registry", "fields_of", "literal"]
 
 
 T = TypeVar("T", bound="Part")
@@ -96,6 +96,11 @@ class Part(ABC):
                 raise BadInput(name, value, _no_field(type(self), name, known))
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
+    @classmethod
+    def known(cls) -> list[str]:
+        """The names of the fields."""
+        return [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
     def spec(self) -> dict[str, Any]:
         """The fields as plain data: what :meth:`Registry.__call__` makes this part from again."""
         fields = {
@@ -139,6 +144,12 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
             raise BadInput(name, item, "fields are written field=value")
         fields[key.strip()] = literal(value.strip())
     return name, fields
+
+
+def fields_of(text: str) -> dict[str, Any]:
+    """``"krum(f=2)"`` as the table ``{"name": "krum", "f": 2}``."""
+    name, fields = _parse(text)
+    return {"name": name, **fields}
 
 
 class Registry(Generic[T]):

@@ -60,6 +60,13 @@ class Work:
         """What the report shows of an output: scalars, or one value per peer [P]."""
         return {}
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the task, as named leaves."""
+        return {"spent": self.spent}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.spent = state["spent"]
+
     def final(self, output: Any) -> dict[str, Any]:
         """What the report shows once, at the end (confusion tables and the like): plain data."""
         return {}

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import BadInput
 
-__all__ = ["concat", "leaves", "load", "map_leaves", "save", "take", "unleaf", "where"]
+__all__ = ["concat", "leaves", "load", "map_leaves", "read", "save", "take", "unleaf", "where"]
 
 Tree = TypeVar("Tree")
 _SCALARS = (str, int, float, bool, type(None))
@@ -135,20 +135,33 @@ def save(tree: Any, path: Path, **meta: str) -> None:
     part.replace(path)
 
 
-def load(like: Tree, path: Path) -> Tree:
-    """Read what :func:`save` wrote, into the shape of ``like``.
+def read(path: Path) -> dict[str, Any]:
+    """The leaves that :func:`save` wrote, by dotted path.
 
     Raises:
-        BadInput: the file is missing, damaged, or of another shape.
+        BadInput: the file is missing or damaged.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
             values: dict[str, Any] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             values.update(json.loads((file.metadata() or {}).get("data", "{}")))
-    except Exception as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise BadInput("checkpoint", str(path), f"not readable ({error})") from None
+    return values
+
+
+def load(like: Tree, values: dict[str, Any], prefix: str = "") -> Tree:
+    """A tree of the shape of ``like`` from saved leaves (those under ``prefix``).
+
+    Raises:
+        BadInput: the leaves are of another configuration.
+    """
+    under = f"{prefix}." if prefix else ""
+    mine = {k[len(under) :]: v for k, v in values.items() if k.startswith(under)}
     wanted = leaves(like)
-    if wanted.keys() != values.keys():
-        odd = sorted(wanted.keys() ^ values.keys())
-        raise BadInput("checkpoint", str(path), f"of another configuration (differs in {odd[:3]})")
-    return unleaf(like, values)
+    odd = sorted(wanted.keys() ^ mine.keys()) or [
+        k for k, v in wanted.items() if isinstance(v, Tensor) and v.shape[1:] != mine[k].shape[1:]
+    ]
+    if odd:
+        raise BadInput("checkpoint", odd[0], "this leaf does not fit: saved by another configuration")
+    return unleaf(like, mine)

@@ -1,0 +1,266 @@
+"""The command line: a thin layer on :mod:`shoal.experiment`. Exit status 0 done, 1 failed, 2 bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from shoal.core import BadInput, ShoalError, literal
+
+app = typer.Typer(
+    name="shoal",
+    help="Machine learning without a centre.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=value", help="A field of the method, task.*, network.* or runtime.*."),
+]
+Peers = Annotated[int | None, typer.Option(help="Number of peers.")]
+Rounds = Annotated[int | None, typer.Option(help="Number of ticks.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything that is random.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the report (default runs/SYSTEM-TIME).")]
+
+
+def settings(pairs: list[str] | None) -> dict[str, Any]:
+    """``["network.rule=krum", "lr=0.1"]`` as nested tables; the method's own fields under ``method``."""
+    tree: dict[str, Any] = {}
+    for pair in pairs or []:
+        path, eq, value = pair.partition("=")
+        if not eq or not path:
+            raise BadInput("--set", pair, "write it as a.b=value")
+        keys = path.strip().split(".")
+        if keys[0] not in {"task", "network", "runtime", "method", "every", "dtype"}:
+            keys.insert(0, "method")
+        node = tree
+        for depth, key in enumerate(keys[:-1]):
+            held = node.setdefault(key, {})
+            if not isinstance(held, dict):  # --set network.rule=krum, then --set network.rule.f=2
+                held = node[key] = _table(held, ".".join(keys[: depth + 1]))
+            node = held
+        held = node.get(keys[-1])
+        node[keys[-1]] = {**held, "name": value} if isinstance(held, dict) else literal(value)
+    return tree
+
+
+def _table(value: Any, path: str) -> dict[str, Any]:
+    from shoal.core.part import fields_of
+
+    if not isinstance(value, str):
+        raise BadInput(path, value, "is a value and has no fields of its own")
+    return fields_of(value)
+
+
+def _default_out(system: str) -> Path:
+    name = Path(system).stem if system.endswith(".toml") else system.split(":")[-1]
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _say(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+
+
+@app.command()
+def run(
+    system: Annotated[str, typer.Argument(help="SLUG, FILE.toml or FILE.py:NAME.")],
+    set_: Set = None,
+    peers: Peers = None,
+    rounds: Rounds = None,
+    seed: Seed = None,
+    runtime: Annotated[str, typer.Option(help="Where it runs.")] = "local",
+    out: Out = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run one system on its task and write a report."""
+    from shoal.core.part import fields_of
+    from shoal.experiment import run as run_system
+    from shoal.report.terminal import Live, summary
+
+    given = settings(set_)
+    where = {**fields_of(runtime), **given.pop("runtime", {})}
+    fields = given.pop("method", {})
+    folder = out or _default_out(system)
+    with Live(title=system, quiet=as_json) as live:
+        report = run_system(
+            system, peers=peers, rounds=rounds, seed=seed, runtime=where, out=folder, resume=resume,
+            progress=live.update, **given, **fields,
+        )  # fmt: skip
+    if as_json:
+        _say(report.summary())
+    else:
+        summary(report)
+    if report.status != "done":
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    systems: Annotated[list[str], typer.Argument(help="SLUGs, FILE.toml or FILE.py:NAME.")],
+    set_: Set = None,
+    peers: Peers = None,
+    rounds: Rounds = None,
+    seed: Seed = None,
+    out: Out = None,
+    as_json: Json = False,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="a.b=v1,v2", help="Cross every system with these values; prints a grid."),
+    ] = None,
+) -> None:
+    """Run several systems on the same task; one table, one plot."""
+    from shoal.comparison import compare_systems
+
+    given = settings(set_)
+    folder = out or _default_out("compare")
+    rows = compare_systems(systems, given, vary or [], peers, rounds, seed, folder, quiet=as_json)
+    if as_json:
+        _say({"rows": rows, "out": str(folder)})
+
+
+@app.command()
+def check(
+    systems: Annotated[list[str] | None, typer.Argument(help="SLUGs.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every system that has a check.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 10,
+    save: Annotated[bool, typer.Option(help="Write results/checks/SLUG.json.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the claims of systems; exit status 1 if any does not hold."""
+    from shoal.checking import check_systems
+
+    holds = check_systems(systems or [], everything, seeds, first_seed, save, as_json)
+    if not holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def catalog(as_json: Json = False) -> None:
+    """The 146 systems and what works of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from shoal.catalog.systems import rows
+
+    if as_json:
+        sys.stdout.write(json.dumps(rows()) + "\n")
+        return
+    table = Table("no.", "slug", "status", "family", "title", box=None)
+    for row in rows():
+        style = {"works": "green", "partial": "yellow"}.get(row["status"], "dim")
+        table.add_row(
+            f"{row['number']:03d}", row["slug"], row["status"], row["family"], row["title"], style=style
+        )
+    Console().print(table)
+
+
+@app.command()
+def conform(
+    system: Annotated[str, typer.Argument(help="SLUG or FILE.py:NAME.")], as_json: Json = False
+) -> None:
+    """The conformance suite on one method."""
+    from shoal.conformance import conform as conform_method
+
+    results = conform_method(system, quiet=as_json)
+    if as_json:
+        _say({"system": system, "results": results})
+    if not all(r["passed"] for r in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Show a run again and rebuild its HTML page."""
+    from shoal.report.save import load, save
+    from shoal.report.terminal import summary
+
+    told = load(folder)
+    save(told, folder)
+    summary(told)
+
+
+@app.command()
+def topology(
+    graph: Annotated[str, typer.Argument(help="A graph, such as 'torus' or 'random-regular(degree=4)'.")],
+    peers: Annotated[int, typer.Option(min=1)] = 16,
+    weights: Annotated[str, typer.Option()] = "metropolis",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Spectral gap, diameter and degrees of a graph."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from shoal.network.network import Network
+    from shoal.network.spectrum import facts
+
+    network = Network(graph=graph, weights=weights)  # type: ignore[arg-type]
+    found = facts(network.open(peers, seed))
+    if as_json:
+        _say(found)
+        return
+    table = Table("", "", box=None, show_header=False)
+    for name, value in found.items():
+        table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="step")] = "step",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Speed as ratios within one run."""
+    from shoal.bench import suites
+
+    found = suites.get(suite)
+    if found is None:
+        raise BadInput("suite", suite, f"known suites: {', '.join(suites)}")
+    result = found(threads=threads, quiet=as_json)
+    if as_json:
+        _say(result)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/demo"),
+    rounds: Annotated[int, typer.Option(min=2)] = 60,
+    as_json: Json = False,
+) -> None:
+    """64 peers learn digits without a server, six of them hostile; five methods side by side."""
+    from shoal.demo import demo as show
+
+    rows = show(out, rounds, quiet=as_json)
+    if as_json:
+        _say({"rows": rows, "out": str(out)})
+
+
+def _fail(error: ShoalError) -> NoReturn:
+    sys.stderr.write(f"shoal: {error}\n")
+    raise SystemExit(error.status)
+
+
+def main() -> None:
+    """Entry point: every error that Shoal raises on purpose is one line on stderr."""
+    try:
+        app(standalone_mode=True)
+    except ShoalError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("shoal: stopped\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the peers do together: one method a file."""

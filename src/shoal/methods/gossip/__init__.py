@@ -1,0 +1,1 @@
+"""Fully decentralised training over graphs."""

@@ -1,0 +1,1 @@
+"""What came out: tables, saved runs, plots, pages and the terminal."""
