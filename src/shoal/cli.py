@@ -82,6 +82,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run one system on its task and write a report."""
+    from rich.console import Console
+
     from shoal.core.part import fields_of
     from shoal.experiment import run as run_system
     from shoal.report.terminal import Live, summary
@@ -90,15 +92,15 @@ def run(
     where = {**fields_of(runtime), **given.pop("runtime", {})}
     fields = given.pop("method", {})
     folder = out or _default_out(system)
-    with Live(title=system, quiet=as_json) as live:
+    with Live(system, verbose=not as_json) as live:
         report = run_system(
             system, peers=peers, rounds=rounds, seed=seed, runtime=where, out=folder, resume=resume,
-            progress=live.update, **given, **fields,
+            progress=live, **given, **fields,
         )  # fmt: skip
     if as_json:
         _say(report.summary())
     else:
-        summary(report)
+        Console().print(summary(report))
     if report.status != "done":
         raise typer.Exit(1)
 
@@ -122,7 +124,10 @@ def compare(
 
     given = settings(set_)
     folder = out or _default_out("compare")
-    rows = compare_systems(systems, given, vary or [], peers, rounds, seed, folder, quiet=as_json)
+    rows = compare_systems(
+        systems, given, vary or [],
+        peers=peers, rounds=rounds, seed=seed, folder=folder, quiet=as_json,
+    )  # fmt: skip
     if as_json:
         _say({"rows": rows, "out": str(folder)})
 
@@ -139,7 +144,10 @@ def check(
     """Measure the claims of systems; exit status 1 if any does not hold."""
     from shoal.checking import check_systems
 
-    holds = check_systems(systems or [], everything, seeds, first_seed, save, as_json)
+    holds = check_systems(
+        systems or [], everything=everything, seeds=seeds, first_seed=first_seed, save=save,
+        as_json=as_json,
+    )  # fmt: skip
     if not holds:
         raise typer.Exit(1)
 
@@ -181,12 +189,14 @@ def conform(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Show a run again and rebuild its HTML page."""
+    from rich.console import Console
+
     from shoal.report.save import load, save
     from shoal.report.terminal import summary
 
     told = load(folder)
     save(told, folder)
-    summary(told)
+    Console().print(summary(told))
 
 
 @app.command()

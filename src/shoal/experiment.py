@@ -1,4 +1,4 @@
-"""``shoal.run`` and ``shoal.compare``: the same tree of fields from Python, TOML and the shell."""
+"""``shoal.run``: the same tree of fields from Python, TOML and the shell."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from shoal.core.part import fields_of
 from shoal.report.save import save
 from shoal.runtimes.base import Plan, Progress, Runtime, runtimes
 
-__all__ = ["compare", "plan_of", "prepare_folder", "run"]
+__all__ = ["merge", "method_of", "plan_of", "prepare_folder", "run"]
 
 _PLAN = {"task", "network", "peers", "rounds", "seed", "every", "dtype"}
 
 
-def _merge(low: Any, high: Any) -> Any:
+def merge(low: Any, high: Any) -> Any:
     """Tables field by field; ``high`` wins. A name (string) and a table of fields become one table."""
     if isinstance(low, Mapping) and isinstance(high, Mapping):
         if "name" in high and high["name"] != low.get("name"):
             return dict(high)
         out = dict(low)
         for key, value in high.items():
-            out[key] = _merge(out[key], value) if key in out else value
+            out[key] = merge(out[key], value) if key in out else value
         return out
     if isinstance(low, str) and isinstance(high, Mapping) and "name" not in high:
-        return _merge(fields_of(low), high)
+        return merge(fields_of(low), high)
     return high
 
 
@@ -46,7 +46,7 @@ def method_of(value: Any, fields: Mapping[str, Any] | None = None) -> Method:
             if key not in known:
                 raise BadInput(key, (fields or {})[key], f"{value.slug} has: {', '.join(known)}")
         return value(**(fields or {}))
-    table = _merge(fields_of(value) if isinstance(value, str) else value, dict(fields or {}))
+    table = merge(fields_of(value) if isinstance(value, str) else value, dict(fields or {}))
     return methods(table)
 
 
@@ -77,7 +77,7 @@ def plan_of(system: Any, **given: Any) -> Plan:
     for key in table:
         if key not in _PLAN:
             raise BadInput(key, table[key], f"a run has: method, {', '.join(sorted(_PLAN))}")
-    settings = _merge(_merge(dict(chosen.recipe), table), {k: v for k, v in given.items() if v is not None})
+    settings = merge(merge(dict(chosen.recipe), table), {k: v for k, v in given.items() if v is not None})
     settings.setdefault("task", "supervised")
     return Plan(method=chosen, **settings)
 
@@ -155,20 +155,3 @@ def run(
         report.out = str(folder)
         save(report, folder)
     return report
-
-
-def compare(systems: Mapping[str, Any], *, progress: Any = None, **shared: Any) -> dict[str, Report]:
-    """Run several systems on the same task and network; reports by name.
-
-    Args:
-        systems: name -> system or mapping of plan fields that differ.
-        progress: called with a name; returns that run's progress callback.
-        **shared: as for :func:`run`.
-    """
-    plans = {
-        name: plan_of(system["method"], **_merge(shared, {k: v for k, v in system.items() if k != "method"}))
-        if isinstance(system, Mapping)
-        else plan_of(system, **shared)
-        for name, system in systems.items()
-    }
-    return {n: run(p, progress=progress(n) if progress else None) for n, p in plans.items()}

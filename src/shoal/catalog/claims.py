@@ -17,22 +17,27 @@ from __future__ import annotations
 
 import importlib
 import math
+import pkgutil
+import shutil
+import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from shoal import __version__
 from shoal.core import BadInput, RunFailed, ShoalError
 
-from .results import Measured, Relation, Result
-from .systems import system
+from .results import Measured, Relation, Result, results_dir
+from .systems import system, systems
 
-__all__ = ["Bound", "Claim", "Progress", "claim", "find_claim", "judge", "run_claim"]
+__all__ = ["Bound", "Claim", "Progress", "claim", "claimed", "find_claim", "judge", "run_claim"]
 
-Progress = Callable[[str, float], None]
-"""Called with what runs now, in words, and the share done, 0 to 1."""
+Progress = Callable[[str], None]
+"""Called with what runs now, in words."""
 T = TypeVar("T", bound="type[Claim]")
 _PACKAGE = "shoal.catalog.checks"
 _EQUAL = {"rel_tol": 1e-9, "abs_tol": 1e-12}
@@ -117,30 +122,26 @@ def find_claim(slug: str) -> Claim:
     return _CLAIMS[found]()
 
 
+def claimed() -> list[str]:
+    """The slugs of the systems that have a check, by number; imports none of them."""
+    folder = importlib.import_module(_PACKAGE).__path__
+    modules = {module.name for module in pkgutil.iter_modules(folder)}
+    return [s.slug for s in systems() if s.slug in _CLAIMS or s.slug.replace("-", "_") in modules]
+
+
 def run_claim(
-    slug: str,
-    seeds: Sequence[int] | None = None,
-    *,
-    progress: Progress | None = None,
-    commit: str = "",
-) -> Result:
-    """Find the claim of a system and judge it. See :func:`judge`."""
-    return judge(find_claim(slug), seeds, progress=progress, commit=commit)
+    slug: str, seeds: Sequence[int] | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Find the claim of a system and judge it; the result as plain data. See :func:`judge`."""
+    return judge(find_claim(slug), seeds, progress).plain()
 
 
-def judge(
-    what: Claim,
-    seeds: Sequence[int] | None = None,
-    *,
-    progress: Progress | None = None,
-    commit: str = "",
-) -> Result:
+def judge(what: Claim, seeds: Sequence[int] | None = None, progress: Progress | None = None) -> Result:
     """Measure a claim on every seed and say whether its bounds hold.
 
     Args:
         seeds: default: the claim's own.
-        progress: called with what runs and the share of the whole check that is done.
-        commit: the code's version, for the record.
+        progress: called with the seed and what runs.
 
     A seed whose run fails (divergence) counts as NaN and is named in the notes.
 
@@ -156,29 +157,25 @@ def judge(
     notes = list(what.notes)
     started = time.perf_counter()
     figures: list[dict[str, float]] = []
-    for at, seed in enumerate(used):
+    for seed in used:
 
-        def told(text: str, share: float, at: int = at, seed: int = seed) -> None:
+        def told(text: str, seed: int = seed) -> None:
             if progress is not None:
-                progress(f"seed {seed}: {text}", (at + min(1.0, max(0.0, share))) / len(used))
+                progress(f"seed {seed}: {text}")
 
-        told("starts", 0.0)
+        told("starts")
         try:
             figures.append(_floats(what, what.measure(seed, told)))
         except RunFailed as error:
             notes.append(f"seed {seed}: {error}")
             figures.append({})
-        told("done", 1.0)
 
     bounds = {b.name: b for b in what.bounds}
     measured: dict[str, Measured] = {}
     for name in [*bounds, *dict.fromkeys(k for f in figures for k in f if k not in bounds)]:
         values = [f.get(name, math.nan) for f in figures]
         bound = bounds.get(name)
-        measured[name] = Measured(
-            per_seed=[v if math.isfinite(v) else None for v in values],
-            mean=mean if math.isfinite(mean := _mean(values)) else None,
-        )
+        measured[name] = Measured(per_seed=list(values), mean=_mean(values))
         if bound is not None:
             measured[name].threshold = bound.threshold
             measured[name].relation = bound.relation
@@ -191,12 +188,26 @@ def judge(
         seeds=used,
         measured=measured,
         holds=all(measured[b].holds for b in bounds),
-        commit=commit,
+        commit=_commit(),
         date=datetime.now(UTC).date().isoformat(),
         config=dict(what.config),
         wall_s=round(time.perf_counter() - started, 3),
         notes=notes,
     )
+
+
+def _commit() -> str:
+    """The version of the code: the source tree's commit (``-dirty`` where it has changes), else the
+    package's version."""
+    git, here = shutil.which("git"), Path(__file__).resolve().parent
+    if git is not None and results_dir().parts[-2:] == ("results", "checks"):
+        told = subprocess.run(
+            [git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if told.returncode == 0:
+            return told.stdout.strip()
+    return __version__
 
 
 def _floats(what: Claim, figures: dict[str, float]) -> dict[str, float]:

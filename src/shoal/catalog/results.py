@@ -9,7 +9,7 @@ import msgspec
 
 from shoal.core import BadInput
 
-__all__ = ["Measured", "Relation", "Result", "read_result", "write_result"]
+__all__ = ["Measured", "Relation", "Result", "read_result", "results_dir", "save_result"]
 
 Relation = Literal[">=", "<=", "=="]
 
@@ -18,8 +18,8 @@ class Measured(msgspec.Struct, forbid_unknown_fields=True):
     """One quantity over the seeds.
 
     Args:
-        per_seed: its value for each seed; None: it has none (NaN, or that run failed).
-        mean: over the seeds; None where a seed has no value.
+        per_seed: its value for each seed; NaN (null in the file) where that run failed.
+        mean: over the seeds; NaN where a seed has no value.
         threshold, relation, holds: the bound that it is judged by; None for figures that are only
             printed.
         published: what the paper reports, in words.
@@ -63,22 +63,35 @@ class Result(msgspec.Struct, forbid_unknown_fields=True):
     notes: list[str]
 
     def plain(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """The same as plain data, as the file holds it (but NaN for null)."""
         return cast(dict[str, Any], msgspec.to_builtins(self))
 
 
-def write_result(result: Result, folder: Path) -> Path:
-    """Write ``SLUG.json`` into the folder (made where missing), whole or not at all."""
+def results_dir() -> Path:
+    """Where the results of the checks lie: ``results/checks`` of the source tree that this package
+    runs from, else the copy inside the installed package. The folder need not exist."""
+    here = Path(__file__).resolve().parent
+    root = here.parents[2]
+    if (root / "pyproject.toml").is_file() and here == root / "src" / "shoal" / "catalog":
+        return root / "results" / "checks"
+    return here / "results"
+
+
+def save_result(result: Result | dict[str, Any], folder: Path | None = None) -> Path:
+    """Write ``SLUG.json`` into the folder (default: :func:`results_dir`; made where missing), whole or
+    not at all. Values that are not finite are written as null."""
+    told = result if isinstance(result, Result) else msgspec.convert(result, Result)
+    folder = results_dir() if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.system}.json"
+    path = folder / f"{told.system}.json"
     part = path.with_name(path.name + ".part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
     part.replace(path)
     return path
 
 
 def read_result(path: Path) -> Result:
-    """Read what :func:`write_result` wrote.
+    """Read what :func:`save_result` wrote.
 
     Raises:
         BadInput: missing, damaged, or of another system than its name says.

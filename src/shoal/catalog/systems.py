@@ -5,16 +5,15 @@ from __future__ import annotations
 import difflib
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from shoal.core import BadInput
 
-from .results import Result, read_result
+from .results import Result, read_result, results_dir
 
-__all__ = ["System", "results_dir", "rows", "status", "system", "systems"]
+__all__ = ["System", "result", "rows", "status", "system", "systems"]
 
 
 class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,16 +72,6 @@ def system(name: str | int) -> System:
     near = difflib.get_close_matches(text, by_slug, 1, 0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     raise BadInput("system", name, f"unknown system; {hint}`shoal catalog` lists all {len(by_slug)}")
-
-
-def results_dir() -> Path:
-    """Where the results of the checks lie: ``results/checks`` of the source tree that this package
-    runs from, else the copy inside the installed package. The folder need not exist."""
-    here = Path(__file__).resolve().parent
-    root = here.parents[2]
-    if (root / "pyproject.toml").is_file() and here == root / "src" / "shoal" / "catalog":
-        return root / "results" / "checks"
-    return here / "results"
 
 
 def result(which: System) -> Result | None:

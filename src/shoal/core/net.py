@@ -72,11 +72,31 @@ class Net(Protocol):
             rule: instead of the run's rule.
         """
 
-    def cast(self, x: Tree, tick: Tick, *, to: Tensor | None = None, like: Tree) -> Tree:
+    def collect(self, x: Tensor, tick: Tick, *, held: Tensor, channel: str = "x") -> Tensor:
+        """The active peers' values at the aggregator, each in its own row.
+
+        Args:
+            x: [P, D].
+            held: [A, n, D], the aggregator's table so far.
+
+        Returns:
+            [A, n, D]: the table with the rows of those who were heard replaced.
+        """
+
+    def cast(
+        self,
+        x: Tree,
+        tick: Tick,
+        *,
+        to: Tensor | None = None,
+        like: Tree,
+        pick: Tensor | None = None,
+    ) -> Tree:
         """The aggregator's value [A, ...] to the peers ``to`` (bool [n], default: the active ones).
 
         Args:
             like: [P, ...], what the peers hold; rows of those not reached stay so.
+            pick: int64 [n]; ``x`` is then [A, V, D], V versions, and peer i gets version pick_i.
         """
 
     def share(self, outbox: Sequence[Outbox], tick: Tick) -> list[dict[int, Any]]:

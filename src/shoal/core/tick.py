@@ -88,6 +88,8 @@ class Tick:
         graph: the edges that are up among them.
         steps: int64 [n], local steps that each may take, or None for the method's own number.
         stale: int64 [n], ticks since each active peer last pulled what it works from.
+        alive: bool [n], the peers that exist at all, or None where all do; the others neither act nor
+            count in the report.
     """
 
     index: int
@@ -97,6 +99,7 @@ class Tick:
     graph: Graph
     steps: Tensor | None = None
     stale: Tensor | None = None
+    alive: Tensor | None = None
 
     @property
     def last(self) -> bool:

@@ -134,7 +134,25 @@ class LocalExchange:
         result = unpack(x, packed, flat, scalars)
         return self._cast(result, tick, tick.active, x, at) if to == "all" else result
 
-    def cast(self, x: Tree, tick: Tick, *, to: Tensor | None = None, like: Tree) -> Tree:
+    def collect(self, x: Tensor, tick: Tick, *, held: Tensor, channel: str = "x") -> Tensor:
+        src = tick.active.nonzero()[:, 0]
+        sent = self._transmit(pack(x), src, torch.full_like(src, self.n), tick, 0, channel)
+        table = held.clone()
+        table[0, src[sent.arrived]] = sent.rows[sent.row[sent.arrived]]
+        return table
+
+    def cast(
+        self,
+        x: Tree,
+        tick: Tick,
+        *,
+        to: Tensor | None = None,
+        like: Tree,
+        pick: Tensor | None = None,
+    ) -> Tree:
+        if pick is not None:
+            assert isinstance(x, Tensor)
+            x = x[0][pick]  # type: ignore[assignment]
         return self._cast(x, tick, tick.active if to is None else to, like, self.n)
 
     def share(

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from shoal.core import Report
 
-__all__ = ["BOOKKEEPING", "count_peers", "honest", "last", "metric_names", "per_peer", "primary", "title_of"]
+__all__ = [
+    "BOOKKEEPING",
+    "count_peers",
+    "honest",
+    "last",
+    "metric_names",
+    "per_peer",
+    "primary",
+    "title_of",
+]
 
 BOOKKEEPING = ("tick", "time", "wall_s", "bytes", "spent")
 _SPREAD = ("_min", "_p10", "_std")

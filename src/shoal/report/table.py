@@ -1,6 +1,7 @@
 """A run's figures as Parquet tables.
 
-``metrics.parquet``: one row an evaluation. ``peers.parquet``: one row a peer, its last metrics.
+``metrics.parquet``: one row an evaluation. ``peers.parquet``: one row a peer, its last metrics
+(what is not one number for each of the n peers is left out).
 ``links.parquet``: (src, dst, bytes). ``graph.parquet``: (src, dst, weight); src = dst: the weight
 that a peer gives to itself.
 """
@@ -31,7 +32,7 @@ def tables(report: Report) -> dict[str, pa.Table]:
         if report.hostile is not None:
             peers["hostile"] = report.hostile.tolist()
     for name, values in report.peers.items():
-        if len(values) == n:
+        if values.shape == (n,):
             peers[name] = values.tolist()
     src, dst, sent = report.links
     found = {
@@ -65,18 +66,18 @@ def read_tables(folder: Path, report: Report) -> None:
         BadInput: a table is missing or damaged.
     """
     report.rows = _read(folder / "metrics.parquet").to_pylist()
-    columns = _columns(_read(folder / "peers.parquet"))
+    columns = _columns(folder / "peers.parquet")
     columns.pop("peer", None)
     hostile = columns.pop("hostile", None)
     report.hostile = None if hostile is None else hostile.to(torch.bool)
     report.peers = columns
-    links = _columns(_read(folder / "links.parquet"))
+    links = _columns(folder / "links.parquet")
     if links.keys() != {"src", "dst", "bytes"}:
         raise BadInput("report", str(folder / "links.parquet"), "needs the columns src, dst, bytes")
     report.links = (links["src"], links["dst"], links["bytes"])
     path = folder / "graph.parquet"
     if path.exists():
-        edges = _columns(_read(path))
+        edges = _columns(path)
         if edges.keys() != {"src", "dst", "weight"}:
             raise BadInput("report", str(path), "needs the columns src, dst, weight")
         own = edges["src"] == edges["dst"]
@@ -115,8 +116,9 @@ def _read(path: Path) -> pa.Table:
         raise BadInput("report", str(path), f"not a readable table ({reason})") from None
 
 
-def _columns(table: pa.Table) -> dict[str, Tensor]:
-    return {
-        name: torch.from_numpy(column.to_numpy().copy())
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
+def _columns(path: Path) -> dict[str, Tensor]:
+    table = _read(path)
+    try:
+        return {name: torch.from_numpy(table[name].to_numpy().copy()) for name in table.column_names}
+    except TypeError as error:
+        raise BadInput("report", str(path), f"not numbers only ({error})") from None

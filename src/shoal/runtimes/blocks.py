@@ -137,8 +137,22 @@ class BlockNet:
         result = self._all(part, verb)
         return self._mine(result) if to == "all" else self._served(result)
 
-    def cast(self, x: Tree, tick: Tick, *, to: Tensor | None = None, like: Tree) -> Tree:
-        verb = lambda v: self.exchange.cast(v["x"], tick, to=to, like=v["like"])  # noqa: E731
+    def collect(self, x: Tensor, tick: Tick, *, held: Tensor, channel: str = "x") -> Tensor:
+        def verb(v: dict[str, Any]) -> Any:
+            return self.exchange.collect(v["x"], tick, held=v["held"], channel=channel)
+
+        return self._served(self._all({"x": x, "held": held}, verb))
+
+    def cast(
+        self,
+        x: Tree,
+        tick: Tick,
+        *,
+        to: Tensor | None = None,
+        like: Tree,
+        pick: Tensor | None = None,
+    ) -> Tree:
+        verb = lambda v: self.exchange.cast(v["x"], tick, to=to, like=v["like"], pick=pick)  # noqa: E731
         return self._mine(self._all({"x": x, "like": like}, verb))
 
     def share(self, outbox: Sequence[Mapping[int, Any]], tick: Tick) -> list[dict[int, Any]]:

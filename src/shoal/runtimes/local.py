@@ -190,6 +190,8 @@ class Session:
             "spent": float(work.spent.sum()),
         }
         honest = ~net.hostile
+        if tick is not None and tick.alive is not None:
+            honest = honest & tick.alive
         figures = work.measure(output, index)
         if tick is not None:
             figures |= plan.method.measure(self.state, tick, self.context)

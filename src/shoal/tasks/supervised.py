@@ -14,6 +14,7 @@ from shoal.core import BadInput, Differentiable, Draws, Place, Task, tasks
 from .batches import Shards
 from .data.base import Source, datasets, split
 from .models.base import Model, Stacked, models
+from .models.rows import Batch, Batches, Rows
 from .partition.base import Partition, describe, hold_out, partitions
 
 __all__ = ["Supervised", "Training"]
@@ -32,6 +33,7 @@ class Supervised(Task):
         test: share of the data kept for the global test where the set has no split of its own.
         own_test: share of each peer's examples held out for its personal test.
         limit: use at most so many training examples in all; 0: every one.
+        relays: accept peers without data; they mix and forward, and never train.
     """
 
     data: Source = datasets.field("digits")
@@ -41,6 +43,7 @@ class Supervised(Task):
     test: Annotated[float, Meta(gt=0, lt=1)] = 0.2
     own_test: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     limit: Annotated[int, Meta(ge=0)] = 0
+    relays: bool = False
 
     def open(self, place: Place) -> Training:
         return Training(self, place)
@@ -65,7 +68,7 @@ class Training(Differentiable):
         if config.own_test:
             lists, own = hold_out(lists, config.own_test, place.seed)
         for peer, rows in enumerate(lists):
-            if len(rows) == 0:
+            if len(rows) == 0 and not config.relays:
                 raise BadInput("partition", config.partition.slug, f"leaves peer {peer} without data")
         self.names, self.classes, self.source = train.names, train.classes, train.source
         self.counts = describe(train, lists)
@@ -77,6 +80,7 @@ class Training(Differentiable):
         self.shards = Shards.of([lists[i] for i in mine])
         self.own = Shards.of([own[i] for i in mine]) if own else None
         self.sizes = self.shards.size
+        self.relays = bool((self.sizes == 0).any())
         self.model: Stacked = config.model.build(train.feature_shape, train.classes)
         self.dim, self.layers = self.model.dim, self.model.layers
         self.attack = place.data_attack if getattr(place.data_attack, "poisons_data", False) else None
@@ -105,13 +109,17 @@ class Training(Differentiable):
         draws = Draws(self.place.seed, f"batch/{first}", self.peers, tick)
         return self.shards.sample(draws.integers(self.shards.size, steps, size)), None
 
-    def fetch(self, index: Tensor, tick: int, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs [P, B, ...] and targets [P, B] of the rows ``index`` [P, B], poisoned where hostile."""
-        x, y = self.x[index], self.y[index]
+    def fetch(
+        self, index: Tensor, tick: int, step: int, rows: Rows = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs [p, B, ...] and targets [p, B] of the data ``index`` [p, B] for the block's peers
+        ``rows``, poisoned where hostile."""
+        x, y, _ = Batches(self.x, self.y, index[:, None])(slice(None), 0)
         if self.attack is None or self.place.hostile is None:
             return x, y
-        draws = Draws(self.place.seed, f"poison/{step}", self.peers, tick)
-        return self.attack.batch(x, y, self.place.hostile[self.peers], draws, self.classes)
+        peers = self.peers[rows]
+        draws = Draws(self.place.seed, f"poison/{step}", peers, tick)
+        return self.attack.batch(x, y, self.place.hostile[peers], draws, self.classes)
 
     def grad(
         self,
@@ -125,8 +133,9 @@ class Training(Differentiable):
         index, weight = self.batch(tick, 1, size, step)
         inputs, targets = self.fetch(index[:, 0], tick, step)
         gradient = self.model.grad(x, inputs, targets, weight)[1]
+        active = self._able(active)
         self._work(1, active)
-        return gradient if active is None else gradient * active[:, None]
+        return gradient if active is None else torch.where(active[:, None], gradient, 0.0)
 
     def loss(self, x: Tensor, tick: int, *, step: int = 0, size: int | None = None) -> Tensor:
         index, weight = self.batch(tick, 1, size, step)
@@ -186,31 +195,37 @@ class Training(Differentiable):
         active: Tensor | None,
     ) -> Tensor:
         x = x.clone()
-        buffer = torch.zeros_like(x) if momentum else None
-        for step in range(index.shape[1]):
-            going = active
-            if isinstance(steps, Tensor):
-                more = steps > step
-                going = more if active is None else more & active
-                if not bool(going.any()):
-                    break
-            inputs, targets = self.fetch(index[:, step], tick, step)
-            each = weight[:, step] if weight is not None and weight.ndim == 3 else weight
-            self.model.sgd_(
-                x,
-                inputs,
-                targets,
-                lr,
-                weights=each,
-                active=going,
-                momentum=momentum,
-                buffer=buffer,
-                weight_decay=weight_decay,
-            )
-            self._work(1, going)
+        active = self._able(active)
+        most = index.shape[1]
+        count = steps if isinstance(steps, Tensor) else torch.full_like(self.sizes, steps)
+
+        def batches(rows: Rows, step: int) -> Batch:
+            inputs, targets = self.fetch(index[rows, step], tick, step, rows)
+            each = None if weight is None else weight[rows, step] if weight.ndim == 3 else weight[rows]
+            return inputs, targets, each
+
+        self.model.train_(
+            x,
+            batches,
+            most if isinstance(steps, int) else steps,
+            lr,
+            batch=index.shape[2],
+            active=active,
+            momentum=momentum,
+            buffer=torch.zeros_like(x) if momentum else None,
+            weight_decay=weight_decay,
+        )
+        self._work(count, active)
         return x
 
-    def _work(self, steps: int, active: Tensor | None) -> None:
+    def _able(self, active: Tensor | None) -> Tensor | None:
+        """The active peers that have data to train on."""
+        if not self.relays:
+            return active
+        able = self.sizes > 0
+        return able if active is None else active & able
+
+    def _work(self, steps: int | Tensor, active: Tensor | None) -> None:
         self.spent = self.spent + (steps if active is None else active * steps)
 
     # -- measuring -----------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""One module a claim, named by the system's slug; each is imported only when it is asked for."""
+"""One claim a file, named by its system's slug."""

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios to an honest floor, measured in one run."""

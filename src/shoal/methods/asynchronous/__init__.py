@@ -1,0 +1,1 @@
+"""Training without rounds: peers act when they like, on what they last saw."""

@@ -1,0 +1,1 @@
+"""Bandits: peers that choose arms and learn from their losses together."""

@@ -1,0 +1,1 @@
+"""Optimisation without projections, gradients or second derivatives."""

@@ -1,0 +1,1 @@
+"""What peers do together to know whom to trust."""

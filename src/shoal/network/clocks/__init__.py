@@ -1,0 +1,1 @@
+"""Clocks: what happens when. Rounds, participation, stragglers, churn and event clocks; they chain."""

@@ -1,0 +1,143 @@
+"""Peers that come and go, and disasters that take the chosen ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import networkx
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from shoal.core import BadInput, Clock, Draws, Graph, Tick, clocks
+
+__all__ = ["Churn", "Disruption"]
+
+Rate = Annotated[float, Meta(ge=0, le=1)]
+Event = Literal["join", "leave", "crash", "rejoin"]
+
+OUTSIDE, PRESENT, CRASHED, LEFT = range(4)
+MOVES: dict[Event, tuple[int, int]] = {
+    "join": (OUTSIDE, PRESENT),
+    "leave": (PRESENT, LEFT),
+    "crash": (PRESENT, CRASHED),
+    "rejoin": (CRASHED, PRESENT),
+}
+
+
+@clocks.register("churn")
+@dataclass(frozen=True)
+class Churn(Clock):
+    """Peers join, leave for good, crash and come back; who is away neither computes nor speaks.
+
+    In each tick every peer makes at most one move by chance, then the scheduled moves happen.
+
+    Args:
+        join, leave, crash, rejoin: chance per tick of a peer that is outside, present, present,
+            crashed.
+        initial: share of the peers present at the start (the lowest numbers, rounded); the rest is
+            outside.
+        schedule: (tick, what, who): who is a share of those who can make that move (rounded, drawn
+            from the seed) or a list of peers.
+    """
+
+    join: Rate = 0.0
+    leave: Rate = 0.0
+    crash: Rate = 0.0
+    rejoin: Rate = 0.0
+    initial: Rate = 1.0
+    schedule: tuple[tuple[int, Event, float | tuple[int, ...]], ...] = ()
+
+    def check(self) -> None:
+        if self.leave + self.crash > 1:
+            raise BadInput("crash", self.crash, "leave + crash at most 1: a peer makes one move a tick")
+        for when, what, who in self.schedule:
+            if when < 0 or (isinstance(who, float) and not 0 <= who <= 1):
+                raise BadInput("schedule", (when, what, who), "(tick >= 0, move, share in [0, 1] or peers)")
+
+    def start(self, n: int, seed: int, total: int, graph: Graph) -> dict[str, Tensor]:
+        for _, _, who in self.schedule:
+            if not isinstance(who, float) and any(not 0 <= i < n for i in who):
+                raise BadInput("clock.schedule", who, f"peers are numbered 0 to {n - 1}")
+        return {"status": torch.where(torch.arange(n) < round(self.initial * n), PRESENT, OUTSIDE)}
+
+    def next(self, state: dict[str, Tensor], tick: Tick, seed: int) -> tuple[Tick, dict[str, Tensor]]:
+        before = state["status"]
+        n = len(before)
+        draws = Draws(seed, "clock/churn", torch.arange(n), tick.index)
+        coin = draws.uniform(1)[:, 0]
+        status = before.clone()
+        status[(before == OUTSIDE) & (coin < self.join)] = PRESENT
+        status[(before == CRASHED) & (coin < self.rejoin)] = PRESENT
+        status[(before == PRESENT) & (coin < self.leave)] = LEFT
+        status[(before == PRESENT) & (coin >= self.leave) & (coin < self.leave + self.crash)] = CRASHED
+        for number, (when, what, who) in enumerate(self.schedule):
+            if when != tick.index:
+                continue
+            source, target = MOVES[what]
+            able = (status == source).nonzero()[:, 0]
+            if isinstance(who, float):
+                order = draws.at(f"{number}").uniform(1)[able, 0].argsort(stable=True)
+                able = able[order[: round(who * len(able))]]
+            else:
+                able = able[torch.isin(able, torch.tensor(who, dtype=torch.int64))]
+            status[able] = target
+        there = status == PRESENT
+        graph = self.among(tick.graph, there)
+        return tick.replace(active=tick.active & there, graph=graph), {"status": status}
+
+
+@clocks.register("disruption")
+@dataclass(frozen=True)
+class Disruption(Clock):
+    """At one tick a set of peers disappears for good, by its place in the graph of tick 0.
+
+    Deterministic for a seed; ties go to the lower number. Nobody rewires.
+
+    Args:
+        at: the tick.
+        fraction: share of the peers that goes (rounded).
+        who: ``degree`` or ``betweenness``: the most central; ``leaves``: the least degrees;
+            ``random``; ``none``.
+
+    Source: arXiv 2310.02986.
+    """
+
+    at: Annotated[int, Meta(ge=0)] = 10
+    fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.2
+    who: Literal["degree", "betweenness", "random", "leaves", "none"] = "degree"
+
+    def victims(self, graph: Graph, seed: int) -> Tensor:
+        """Who will go: bool [n]."""
+        n = graph.n
+        score = graph.in_degree().to(torch.float64)
+        if self.who == "leaves":
+            score = -score
+        elif self.who == "random":
+            score = Draws(seed, "clock/disruption", torch.arange(n)).uniform(1)[:, 0]
+        elif self.who == "betweenness":
+            directed = networkx.DiGraph()
+            directed.add_nodes_from(range(n))
+            directed.add_edges_from(zip(graph.src.tolist(), graph.dst.tolist(), strict=True))
+            central = networkx.betweenness_centrality(directed)
+            # Rounded, so that sums in another order cannot break a tie.
+            score = torch.tensor([round(central[i], 10) for i in range(n)], dtype=torch.float64)
+        gone = torch.zeros(n, dtype=torch.bool)
+        if self.who != "none":
+            gone[score.argsort(descending=True, stable=True)[: round(self.fraction * n)]] = True
+        return gone
+
+    def start(self, n: int, seed: int, total: int, graph: Graph) -> dict[str, Tensor]:
+        if self.who != "none" and self.at >= total:
+            raise BadInput("clock.at", self.at, f"a tick of the run, 0 to {total - 1}")
+        gone = self.victims(graph, seed)
+        if bool(gone.all()):
+            raise BadInput("clock.fraction", self.fraction, f"a share that leaves one of the {n} peers")
+        return {"gone": gone}
+
+    def next(self, state: dict[str, Tensor], tick: Tick, seed: int) -> tuple[Tick, dict[str, Tensor]]:
+        if tick.index < self.at:
+            return tick, state
+        left = ~state["gone"]
+        return tick.replace(active=tick.active & left, graph=self.among(tick.graph, left)), state

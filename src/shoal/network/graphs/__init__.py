@@ -1,0 +1,1 @@
+"""Graphs: who can reach whom, one family a file."""

@@ -1,0 +1,1 @@
+"""Tasks: what one peer can do alone."""

@@ -1,0 +1,1 @@
+"""Which peer holds which rows of the data."""

@@ -1,0 +1,1 @@
+"""Tasks of finding: libraries, queries and what users click."""

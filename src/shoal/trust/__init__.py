@@ -1,0 +1,1 @@
+"""Reputation, contribution, incentives and the ledgers that keep them."""

@@ -1,0 +1,1 @@
+"""What turns messages into bytes and back: codecs, privacy mechanisms, checks, and their chain."""

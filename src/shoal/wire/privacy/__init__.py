@@ -1,0 +1,1 @@
+"""Privacy mechanisms on the wire, and the accountant of what they release."""
