@@ -82,8 +82,6 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run one system on its task and write a report."""
-    from rich.console import Console
-
     from shoal.core.part import fields_of
     from shoal.experiment import run as run_system
     from shoal.report.terminal import Live, summary
@@ -100,7 +98,7 @@ def run(
     if as_json:
         _say(report.summary())
     else:
-        Console().print(summary(report))
+        summary(report)
     if report.status != "done":
         raise typer.Exit(1)
 
@@ -189,14 +187,12 @@ def conform(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Show a run again and rebuild its HTML page."""
-    from rich.console import Console
-
     from shoal.report.save import load, save
     from shoal.report.terminal import summary
 
     told = load(folder)
     save(told, folder)
-    Console().print(summary(told))
+    summary(told)
 
 
 @app.command()

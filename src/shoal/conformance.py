@@ -215,6 +215,8 @@ def conform(system: Any, quiet: bool = False) -> list[dict[str, Any]]:
             detail = str(error)
         except BadInput as error:
             detail = f"refused its own trial run: {error}"
+        except Exception as error:  # whatever a method under test raises is its failure
+            detail = f"{type(error).__name__}: {error}".splitlines()[0]
         results.append({"check": name, "passed": not detail, "detail": detail})
         if not quiet:
             from rich.console import Console

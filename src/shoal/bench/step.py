@@ -2,7 +2,9 @@
 
 The floor is the best of several honest forms of plain torch that push the same number of examples
 through ONE model of the same size, with in-place updates; nothing that trains separate models can be
-expected to beat it. Every form fetches its batches from the same shared data.
+expected to beat it. Every form fetches its batches from the same shared data. A tile is a part of the
+batch that fits the cache; ``tile4`` is four peers' batches at a time. One grouped convolution over all
+peers is left out: it is slower than the tiles (see ``Convolutional``) and cannot lower the floor.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ __all__ = ["LIMITS", "bench_step"]
 LIMITS = {"mlp": 1.6, "cnn": 1.6, "memory": 3.0}
 """The largest accepted ratios: step time to the floor, memory (less the data) to the parameters."""
 _LR = 0.05
+_aten: Any = torch.ops.aten
 
 
 class _Net(nn.Module):
@@ -41,7 +44,8 @@ class _Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.max_pool2d(self.conv1(x), 2).relu()
         h = F.max_pool2d(self.conv2(h), 2).relu()
-        return self.fc2(self.fc1(h.flatten(1)).relu())
+        out: Tensor = self.fc2(self.fc1(h.flatten(1)).relu())
+        return out
 
 
 def _plain(kind: str) -> nn.Module:
@@ -50,39 +54,76 @@ def _plain(kind: str) -> nn.Module:
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-def _manual_mlp(data: Tensor, targets: Tensor, pieces: list[Tensor]) -> Callable[[], None]:
+def _errors(logits: Tensor, targets: Tensor) -> Tensor:
+    """The gradient of the mean cross-entropy by the logits."""
+    d = torch.softmax(logits, -1)
+    less = torch.full((1, 1), -1.0).expand(len(targets), 1)
+    return d.scatter_add_(1, targets[:, None], less).div_(len(targets))
+
+
+def _layer_(weight: Tensor, bias: Tensor, d: Tensor, below: Tensor) -> None:
+    weight.addmm_(d.t(), below, alpha=-_LR)
+    bias.sub_(d.sum(0), alpha=_LR)
+
+
+def _one_mlp(data: Tensor, targets: Tensor, pieces: list[Tensor]) -> Callable[[], None]:
     """One MLP, hand-written backward, weights updated in place by the products themselves."""
-    net = _plain("mlp")
-    w1, b1, w2, b2 = (p.detach() for p in net.parameters())
-    less = torch.full((1, 1), -1.0)
+    w1, b1, w2, b2 = (p.detach() for p in _plain("mlp").parameters())
 
     def run() -> None:
         for rows in pieces:
-            x, y = data.index_select(0, rows), targets[rows]
+            x = data.index_select(0, rows)
             h = torch.addmm(b1, x, w1.t()).relu_()
-            d = torch.softmax(torch.addmm(b2, h, w2.t()), -1)
-            d.scatter_add_(1, y[:, None], less.expand(len(y), 1)).div_(len(y))
-            below = torch.mm(d, w2)
-            below = torch.ops.aten.threshold_backward(below, h, 0)
-            w2.addmm_(d.t(), h, alpha=-_LR)
-            b2.sub_(d.sum(0), alpha=_LR)
-            w1.addmm_(below.t(), x, alpha=-_LR)
-            b1.sub_(below.sum(0), alpha=_LR)
+            d = _errors(torch.addmm(b2, h, w2.t()), targets[rows])
+            below = _aten.threshold_backward(torch.mm(d, w2), h, 0)
+            _layer_(w2, b2, d, h)
+            _layer_(w1, b1, below, x)
 
     return run
 
 
-def _shared(kind: str, data: Tensor, targets: Tensor, pieces: list[Tensor]) -> Callable[[], None]:
-    """One module, autograd, weights updated in place."""
-    net = _plain(kind)
-    parameters = list(net.parameters())
+def _one_cnn(data: Tensor, targets: Tensor, pieces: list[Tensor]) -> Callable[[], None]:
+    """One CNN, hand-written backward: a tenth faster than autograd in the same tiles."""
+    k1, c1, k2, c2, w1, b1, w2, b2 = (p.detach() for p in _plain("cnn").parameters())
+
+    def block(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = F.conv2d(h, weight, bias)
+        pooled, where = _aten.max_pool2d_with_indices(wide, [2, 2])
+        return wide, where, pooled.relu_()
+
+    def back_(
+        d: Tensor,
+        h: Tensor,
+        kept: tuple[Tensor, Tensor, Tensor],
+        weight: Tensor,
+        bias: Tensor,
+        through: bool,
+    ) -> Tensor:
+        wide, where, pooled = kept
+        d = _aten.threshold_backward(d, pooled, 0)
+        d = _aten.max_pool2d_with_indices_backward(d, wide, [2, 2], [2, 2], [0, 0], [1, 1], False, where)
+        below: Tensor
+        below, slope, shift = _aten.convolution_backward(
+            d, h, weight, [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [through, True, True]
+        )
+        weight.sub_(slope, alpha=_LR)
+        bias.sub_(shift, alpha=_LR)
+        return below
 
     def run() -> None:
         for rows in pieces:
-            loss = F.cross_entropy(net(data.index_select(0, rows)), targets[rows])
-            slopes = torch.autograd.grad(loss, parameters)
-            with torch.no_grad():
-                torch._foreach_add_(parameters, slopes, alpha=-_LR)
+            x = data.index_select(0, rows)
+            first = block(x, k1, c1)
+            second = block(first[2], k2, c2)
+            flat = second[2].flatten(1)
+            h = torch.addmm(b1, flat, w1.t()).relu_()
+            d = _errors(torch.addmm(b2, h, w2.t()), targets[rows])
+            below = _aten.threshold_backward(torch.mm(d, w2), h, 0)
+            deeper = torch.mm(below, w1).view_as(second[2])
+            _layer_(w2, b2, d, h)
+            _layer_(w1, b1, below, flat)
+            deeper = back_(deeper, first[2], second, k2, c2, True)
+            back_(deeper, x, first, k1, c1, False)
 
     return run
 
@@ -96,7 +137,8 @@ def _loop(kind: str, data: Tensor, targets: Tensor, index: Tensor) -> Callable[[
         for net, optimiser, mine in zip(nets, optimisers, index, strict=True):
             for rows in mine:
                 optimiser.zero_grad()
-                F.cross_entropy(net(data.index_select(0, rows)), targets[rows]).backward()
+                loss = F.cross_entropy(net(data.index_select(0, rows)), targets[rows])
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
 
     return run
@@ -136,17 +178,14 @@ def bench_step(
     batches = Batches(data, targets, index)
 
     whole = [index[:, step].flatten() for step in range(steps)]
-    tiles = {"tile1": batch, "tile10": 10 * batch}
-    forms: dict[str, Callable[[], object]] = {}
-    if kind == "mlp":
-        forms["whole"] = _manual_mlp(data, targets, whole)
-        forms["tile10"] = _manual_mlp(data, targets, [t for rows in whole for t in rows.split(10 * batch)])
-    else:
-        for name, size in tiles.items():
-            forms[name] = _shared(kind, data, targets, [t for rows in whole for t in rows.split(size)])
-        forms["loop"] = _loop(kind, data, targets, index)
+    one = _one_mlp if kind == "mlp" else _one_cnn
+    forms: dict[str, Callable[[], object]] = {"loop": _loop(kind, data, targets, index)}
+    if kind == "mlp":  # for the CNN the whole is far slower: its activations leave the cache
+        forms["whole"] = one(data, targets, whole)
+    for factor in (1, 4, 10):
+        pieces = [tile for rows in whole for tile in torch.split(rows, factor * batch)]
+        forms[f"tile{factor}"] = one(data, targets, pieces)
     arms = {"stacked": lambda: model.train_(x, batches, steps, _LR, batch=batch), **forms}
-    arms.setdefault("loop", _loop(kind, data, targets, index))
     with threads(thread_count):
         times = interleave(arms, repeats)
     floor = times.best(*forms)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from shoal import __version__
 from shoal.core import BadInput, RunFailed, ShoalError
@@ -36,11 +36,16 @@ from .systems import system, systems
 
 __all__ = ["Bound", "Claim", "Progress", "claim", "claimed", "find_claim", "judge", "run_claim"]
 
-Progress = Callable[[str], None]
-"""Called with what runs now, in words."""
 T = TypeVar("T", bound="type[Claim]")
 _PACKAGE = "shoal.catalog.checks"
 _EQUAL = {"rel_tol": 1e-9, "abs_tol": 1e-12}
+
+
+class Progress(Protocol):
+    """What :meth:`Claim.measure` tells its progress to."""
+
+    def __call__(self, text: str, share: float = 0.0) -> None:
+        """``text`` runs now; ``share`` of this seed, 0 to 1, is done."""
 
 
 @dataclass(frozen=True)
@@ -130,18 +135,20 @@ def claimed() -> list[str]:
 
 
 def run_claim(
-    slug: str, seeds: Sequence[int] | None = None, progress: Progress | None = None
+    slug: str, seeds: Sequence[int] | None = None, progress: Callable[[str, float], None] | None = None
 ) -> dict[str, Any]:
     """Find the claim of a system and judge it; the result as plain data. See :func:`judge`."""
     return judge(find_claim(slug), seeds, progress).plain()
 
 
-def judge(what: Claim, seeds: Sequence[int] | None = None, progress: Progress | None = None) -> Result:
+def judge(
+    what: Claim, seeds: Sequence[int] | None = None, progress: Callable[[str, float], None] | None = None
+) -> Result:
     """Measure a claim on every seed and say whether its bounds hold.
 
     Args:
         seeds: default: the claim's own.
-        progress: called with the seed and what runs.
+        progress: called with the seed and what runs, and the share of the whole check that is done.
 
     A seed whose run fails (divergence) counts as NaN and is named in the notes.
 
@@ -157,18 +164,19 @@ def judge(what: Claim, seeds: Sequence[int] | None = None, progress: Progress | 
     notes = list(what.notes)
     started = time.perf_counter()
     figures: list[dict[str, float]] = []
-    for seed in used:
+    for at, seed in enumerate(used):
 
-        def told(text: str, seed: int = seed) -> None:
+        def told(text: str, share: float = 0.0, at: int = at, seed: int = seed) -> None:
             if progress is not None:
-                progress(f"seed {seed}: {text}")
+                progress(f"seed {seed}: {text}", (at + min(1.0, max(0.0, share))) / len(used))
 
-        told("starts")
+        told("starts", 0.0)
         try:
             figures.append(_floats(what, what.measure(seed, told)))
         except RunFailed as error:
             notes.append(f"seed {seed}: {error}")
             figures.append({})
+        told("done", 1.0)
 
     bounds = {b.name: b for b in what.bounds}
     measured: dict[str, Measured] = {}

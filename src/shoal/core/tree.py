@@ -22,7 +22,7 @@ from .errors import BadInput
 __all__ = ["concat", "leaves", "load", "map_leaves", "read", "save", "take", "unleaf", "where"]
 
 Tree = TypeVar("Tree")
-_SCALARS = (str, int, float, bool, type(None))
+_DATA = (list, str, int, float, bool, type(None))
 
 
 def _children(tree: Any) -> dict[str, Any] | None:
@@ -121,7 +121,7 @@ def save(tree: Any, path: Path, **meta: str) -> None:
     for name, leaf in leaves(tree).items():
         if isinstance(leaf, Tensor):
             tensors[name] = leaf.detach().cpu().contiguous()
-        elif isinstance(leaf, list | _SCALARS):  # type: ignore[arg-type]
+        elif isinstance(leaf, _DATA):
             data[name] = leaf
         else:
             raise TypeError(f"state leaf {name} is a {type(leaf).__name__}: use tensors or lists")

@@ -99,7 +99,6 @@ def _among_received(inbox: Inbox, origin: Tensor | None) -> tuple[Tensor, Tensor
         else:
             about = median(values, box.mask)
         gap = values.to(torch.float64) - about[:, None].to(torch.float64)
-        gap.masked_fill_(~box.mask[:, :, None], 0.0)
         total.baddbmm_(gap, gap.mT)
     return total, mask
 

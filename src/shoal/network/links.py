@@ -130,6 +130,6 @@ class LinkClock:
         server = len(self.now) - 1
         inward = size[dst == server].sum().to(torch.float64) / self.rate[server]
         arrival = left[src] + self.links.latency
-        self.now = self.now.index_reduce(0, dst, arrival, "amax")
+        self.now = self.now.scatter_reduce(0, dst, arrival, "amax")
         if inward > 0:
             self.now[server] += inward

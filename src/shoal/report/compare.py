@@ -11,8 +11,8 @@ import torch
 from shoal.core import BadInput, Report
 
 from .graph_plot import draw_graph
-from .html import Page, cell, flat, table
-from .metrics import honest, last, per_peer, title_of
+from .html import Box, Page, cell, flat, table
+from .metrics import honest, last, low_title, lower_is_better, per_peer, title_of
 from .plots import Figure, class_means, curves, disagreement, heat
 from .style import GREY, axis, figure_of, layout, stroke
 from .summary import Line, lines, shared_metric
@@ -74,22 +74,23 @@ def compare_html(
     metric = shared_metric(reports)
     told = lines(reports, metric)
     made = Page(title, f"{len(reports)} runs" + (f", compared by {metric}." if metric else "."))
-    made.notes([f"{name}: {note}" for name, r in reports for note in _notes(r)])
+    made.notes(_notes(reports))
     made.section("Results", _results(told, metric), hint="The best of each column is set in bold.")
     grid = _grid(told, factors, metric)
     if grid is not None:
-        made.section("Grid", made.plot("grid", grid, "the metric for each pair"))
+        heading = f"{title_of(metric or '')} of each pair"
+        made.section(heading, made.plot("grid", grid, heading))
     if metric is not None:
         made.section(
             f"{title_of(metric)} over the run",
             made.plot("progress", curves(reports, metric, log_bytes=True), "all runs on the same axes"),
             hint="Mean of the peers. Bytes on a logarithmic axis.",
         )
-    boxes: list[tuple[str, str, str]] = []
+    boxes: list[Box] = []
 
     def add(name: str, heading: str, drawn: Figure | None, hint: str = "") -> None:
         if drawn is not None:
-            boxes.append((heading, hint, made.plot(name, drawn, heading)))
+            boxes.append(Box(name, heading, [("", drawn)], hint))
 
     if metric is not None:
         add(
@@ -98,18 +99,27 @@ def compare_html(
             _final(reports, metric),
             "Whiskers: 10th to 90th percentile of the peers.",
         )
-    add("disagreement", "How far the peers disagree", disagreement(reports))
+    add("disagreement", "How far the peers disagree", disagreement(reports), "Colours as in the table.")
     add("classes", "Accuracy by class", _classes(reports), "Mean over the honest peers.")
     graphs = [(name, drawn[0]) for name, r in reports if (drawn := draw_graph(r)) is not None]
     if graphs:
-        boxes.append(("Who talks to whom", "", made.choice("graph", graphs, "Run")))
-    made.pair(boxes)
+        boxes.append(Box("graph", "Who talks to whom", graphs))
+    made.pairs(boxes)
     made.fold("Configurations", _settings(reports))
     return made.render()
 
 
-def _notes(report: Report) -> list[str]:
-    return ([] if report.status == "done" else [report.status]) + report.notes
+def _notes(reports: Sequence[tuple[str, Report]]) -> list[str]:
+    """Each note once, with the runs that it is of."""
+    found: dict[str, list[str]] = {}
+    for name, report in reports:
+        unfinished = [] if report.status == "done" else [f"This run was {report.status}."]
+        for note in unfinished + report.notes:
+            found.setdefault(note, []).append(name)
+    return [
+        f"{'All runs' if len(names) == len(reports) > 1 else ', '.join(names)}: {note}"
+        for note, names in found.items()
+    ]
 
 
 def _results(told: list[Line], metric: str | None) -> str:
@@ -117,10 +127,10 @@ def _results(told: list[Line], metric: str | None) -> str:
         known = [v for v in values if v is not None]
         return (max(known) if most else min(known)) if len(set(known)) > 1 else None
 
-    up = not _lower_is_better(metric)
+    up = not lower_is_better(metric)
     columns: list[tuple[str, list[float | None], Any, bool]] = [
-        ("Mean", [t.mean for t in told], figure, up),
-        ("Worst decile", [t.worst for t in told], figure, up),
+        (title_of(metric or "Metric").split(" (")[0], [t.mean for t in told], figure, up),
+        (low_title(metric), [t.worst for t in told], figure, up),
         ("Merged model", [t.merged for t in told], figure, up),
         ("Bytes sent", [float(t.sent) for t in told], bytes_text, False),
         ("Simulated time", [t.time for t in told], seconds_text, False),
@@ -137,11 +147,6 @@ def _results(told: list[Line], metric: str | None) -> str:
             row.append(cell("–" if value is None else show(value), kind))
         rows.append(row)
     return table([("Run", ""), *((heading, "n") for heading, _, _, _ in columns)], rows)
-
-
-def _lower_is_better(metric: str | None) -> bool:
-    words = {"loss", "regret", "error", "mse", "mae", "rmse", "gap", "perplexity", "distance", "cost"}
-    return bool(metric) and bool(words & set(str(metric).lower().split("_")))
 
 
 def _final(reports: Sequence[tuple[str, Report]], metric: str) -> Figure:

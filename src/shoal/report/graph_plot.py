@@ -11,7 +11,7 @@ import torch
 
 from shoal.core import Graph, Report
 
-from .metrics import honest, per_peer, primary, title_of
+from .metrics import honest, paths, per_peer, primary, title_of
 from .plots import Figure
 from .style import BAD, COLOURS, SCALE, figure_of, layout
 from .units import figure
@@ -26,12 +26,14 @@ _SHELL = 6.0
 
 
 def draw_graph(report: Report) -> tuple[Figure, str] | None:
-    """(figure, what was left out in words or ""), or None where the run had no graph.
+    """(figure, what a reader must know of it or ""), or None where no peer talked to another.
+
+    It is the graph of the first round; where links were used that it lacks, the words say so.
 
     Above 300 peers, the 300 nearest to peer 0 are drawn; above 3,000 links, every k-th of them.
     """
     graph = report.graph
-    if graph is None or graph.n < 2:
+    if graph is None or graph.n < 2 or paths(report) != "peers":
         return None
     shown = _nearest(graph, MOST)
     drawn = torch.zeros(graph.n, dtype=torch.bool)
@@ -59,12 +61,21 @@ def draw_graph(report: Report) -> tuple[Figure, str] | None:
     hidden = {"visible": False, "showgrid": False, "zeroline": False}
     shape["xaxis"] = dict(hidden)
     shape["yaxis"] = hidden | {"scaleanchor": "x"}
-    left = []
+    words = []
+    if _changes(report, graph):
+        words.append("The graph of the first round; later rounds had other links.")
     if len(shown) < graph.n:
-        left.append(f"{len(shown)} of {graph.n:,} peers are drawn: those nearest to peer 0")
+        words.append(f"{len(shown)} of {graph.n:,} peers are drawn: those nearest to peer 0.")
     if every > 1:
-        left.append(f"one of {every} links is drawn")
-    return figure_of([edges, *_nodes(report, graph, shown, place)], shape), "; ".join(left)
+        words.append(f"One of {every} links is drawn.")
+    return figure_of([edges, *_nodes(report, graph, shown, place)], shape), " ".join(words)
+
+
+def _changes(report: Report, graph: Graph) -> bool:
+    src, dst, _ = report.links
+    between = (src < graph.n) & (dst < graph.n)
+    used = (src * graph.n + dst)[between]
+    return not bool(torch.isin(used, graph.src * graph.n + graph.dst).all())
 
 
 def _nodes(
@@ -78,8 +89,12 @@ def _nodes(
     good = honest(report, n).tolist()
     degree = graph.in_degree().tolist()
     size = 16 if len(shown) <= 40 else 11 if len(shown) <= 120 else 7
-    told = [] if values is None else [v for v in values.tolist() if math.isfinite(v)]
+    # The colours span the honest peers only: hostile ones are often far off, and are drawn in red.
+    told = [] if values is None else [values[p].item() for p in shown if good[p]]
+    told = [v for v in told if math.isfinite(v)]
     ends = (min(told), max(told)) if told else (0.0, 1.0)
+    if ends[1] - ends[0] < 1e-6:
+        ends = (ends[0] - 0.05, ends[1] + 0.05)
     traces = []
     for label, kind, symbol in (("Honest peer", True, "circle"), ("Hostile peer", False, "x")):
         members = [p for p in shown if good[p] is kind]
@@ -95,13 +110,13 @@ def _nodes(
             for p in members
         ]
         marker: dict[str, Any] = {"size": size, "symbol": symbol, "line": {"color": "#ffffff", "width": 1}}
-        if values is not None and told:
+        if values is not None and told and kind:
             marker |= {
                 "color": [v if math.isfinite(v) else None for v in values[torch.tensor(members)].tolist()],
                 "colorscale": SCALE,
                 "cmin": ends[0],
-                "cmax": ends[1] if ends[1] > ends[0] else ends[0] + 1e-9,
-                "showscale": kind or not any(good[p] for p in shown),
+                "cmax": ends[1],
+                "showscale": True,
                 "colorbar": {
                     "thickness": 10,
                     "outlinewidth": 0,
@@ -110,8 +125,6 @@ def _nodes(
             }
         else:
             marker["color"] = COLOURS[0] if kind else BAD
-        if not kind:
-            marker["line"] = {"color": BAD, "width": 2}
         traces.append(
             {
                 "type": "scatter",

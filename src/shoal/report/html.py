@@ -8,11 +8,12 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["Page", "cell", "flat", "table"]
+__all__ = ["Box", "Page", "cell", "flat", "table"]
 
 
 @cache
@@ -25,6 +26,23 @@ def _plotly() -> str:
     """Plotly's script, gzipped and in base64: 1.9 MB instead of 4.7; the browser unpacks it."""
     script = resources.files("plotly").joinpath("package_data/plotly.min.js").read_bytes()
     return base64.b64encode(gzip.compress(script, 9, mtime=0)).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A plot with its title.
+
+    Args:
+        name: of the place, unique on the page.
+        title: over it.
+        figures: (option, figure); with more than one the reader chooses.
+        hint: small print under the title.
+    """
+
+    name: str
+    title: str
+    figures: list[tuple[str, Any]]
+    hint: str = ""
 
 
 class Page:
@@ -57,11 +75,21 @@ class Page:
         """A box across the page."""
         self._body.append(self._box(title, hint, inside))
 
-    def pair(self, boxes: Sequence[tuple[str, str, str]]) -> None:
-        """Boxes (title, hint, inside), two a row; a lone one takes the whole row."""
+    def pairs(self, boxes: Sequence[Box]) -> None:
+        """Plots in boxes, two a row and of one height; a lone one takes the whole row."""
         for at in range(0, len(boxes), 2):
             row = boxes[at : at + 2]
-            inside = "".join(self._box(title, hint, (body,)) for title, hint, body in row)
+            height = max(figure["layout"]["height"] for box in row for _, figure in box.figures)
+            inside = ""
+            for box in row:
+                for _, figure in box.figures:
+                    figure["layout"]["height"] = height
+                place = (
+                    self.plot(box.name, box.figures[0][1], box.title)
+                    if len(box.figures) == 1
+                    else self._choice(box)
+                )
+                inside += self._box(box.title, box.hint, (place,))
             self._body.append(f'<div class="pair">{inside}</div>' if len(row) == 2 else inside)
 
     def fold(self, title: str, inside: str) -> None:
@@ -79,19 +107,17 @@ class Page:
             f'style="min-height:{int(figure["layout"]["height"])}px"></div>'
         )
 
-    def choice(self, name: str, options: Sequence[tuple[str, Any]], label: str) -> str:
-        """One plot and a list to choose which of several figures it shows."""
-        for at, (_, figure) in enumerate(options):
+    def _choice(self, box: Box) -> str:
+        """A plot and a list to choose which of several figures it shows."""
+        name = box.name
+        for at, (_, figure) in enumerate(box.figures):
             self._figures[f"{name}-{at}"] = figure
         listed = "".join(
             f'<option value="{name}-{at}">{html.escape(text)}</option>'
-            for at, (text, _) in enumerate(options)
+            for at, (text, _) in enumerate(box.figures)
         )
-        plot = self.plot(f"{name}-0", options[0][1], label)
-        return (
-            f'<p><label>{html.escape(label)}: <select data-plot="plot-{name}-0">{listed}</select>'
-            f"</label></p>{plot}"
-        )
+        plot = self.plot(f"{name}-0", box.figures[0][1], box.title)
+        return f'<p><label>Run: <select data-plot="plot-{name}-0">{listed}</select></label></p>{plot}'
 
     def render(self) -> str:
         """The whole page."""
@@ -108,7 +134,8 @@ class Page:
             f"<title>{html.escape(self.title)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n"
             "<body>\n<main>\n"
             + "\n".join(self._body)
-            + "\n<footer>Made by Shoal. This file needs no network.</footer>\n</main>\n"
+            + "\n<footer>Made by Shoal. Drag over a plot to zoom, double-click to go back.</footer>\n"
+            + "</main>\n"
             + (scripts if self._figures else "")
             + "\n</body>\n</html>\n"
         )

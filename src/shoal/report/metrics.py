@@ -12,15 +12,9 @@ from torch import Tensor
 from shoal.core import Report
 
 __all__ = [
-    "BOOKKEEPING",
-    "count_peers",
-    "honest",
-    "last",
-    "metric_names",
-    "per_peer",
-    "primary",
-    "title_of",
-]
+    "BOOKKEEPING", "count_peers", "honest", "last", "low_title", "lower_is_better", "metric_names",
+    "named", "paths", "per_peer", "primary", "title_of",
+]  # fmt: skip
 
 BOOKKEEPING = ("tick", "time", "wall_s", "bytes", "spent")
 _SPREAD = ("_min", "_p10", "_std")
@@ -72,6 +66,39 @@ def per_peer(report: Report, name: str | None) -> Tensor | None:
     if name is None or name not in report.peers:
         return None
     return report.peers[name].to(torch.float64)
+
+
+def lower_is_better(name: str | None) -> bool:
+    """Whether a metric of this name counts what should be small (loss, regret, error, ...)."""
+    words = {
+        "loss",
+        "regret",
+        "error",
+        "mse",
+        "mae",
+        "rmse",
+        "nll",
+        "gap",
+        "perplexity",
+        "distance",
+        "cost",
+    }
+    return name is not None and bool(words & set(name.lower().split("_")))
+
+
+def low_title(name: str | None) -> str:
+    """What the 10th percentile over the peers is: their worst decile, or only that where low is good."""
+    return "10th percentile" if lower_is_better(name) else "Worst decile"
+
+
+def paths(report: Report) -> str:
+    """How messages went: ``"peers"`` (from peer to peer, where any did), ``"server"`` (all through
+    one), or ``""`` (there were none)."""
+    src, dst, _ = report.links
+    if not len(src):
+        return ""
+    n = count_peers(report)
+    return "peers" if bool(((src != n) & (dst != n)).any()) else "server"
 
 
 def title_of(name: str) -> str:

@@ -10,8 +10,8 @@ from shoal.core import Report
 
 from .compare import compare_page
 from .graph_plot import draw_graph
-from .html import Page, cell, flat, table
-from .metrics import count_peers, last, metric_names, primary, title_of
+from .html import Box, Page, cell, flat, table
+from .metrics import count_peers, last, low_title, metric_names, primary, title_of
 from .plots import curves, disagreement, holdings, peer_histogram, per_class, sentence, small_curves
 from .units import bytes_text, figure, seconds_text
 
@@ -34,7 +34,7 @@ def page(report: Report) -> str:
             f"{title_of(metric)} over the run",
             made.plot("progress", curves(one, metric), f"{metric} against rounds, bytes and time"),
         )
-    made.pair(_boxes(made, report))
+    made.pairs(_boxes(report))
     _links(made, report)
     finals = [(k, v) for k, v in report.final.items() if k not in _SHOWN_ELSEWHERE]
     if finals:
@@ -50,11 +50,13 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     if metric is not None:
         name = title_of(metric)
-        found.append((name, figure(last(report, metric)), "mean of the peers, at the end"))
-        if (worst := last(report, f"{metric}_p10")) is not None:
-            found.append((f"{name}, worst decile", figure(worst), "10th percentile of the peers"))
+        worst = last(report, f"{metric}_p10")
+        small = "at the end" if worst is None else "mean of the peers, at the end"
+        found.append((name, figure(last(report, metric)), small))
+        if worst is not None:
+            found.append((low_title(metric), figure(worst), "of the peers, at the end"))
         if (merged := last(report, f"merged_{metric}")) is not None:
-            found.append((f"{name}, merged model", figure(merged), "the mean of all models"))
+            found.append(("Merged model", figure(merged), "the mean of the honest models"))
     done = int(report.rows[-1].get("tick", 0)) if report.rows else 0
     n = count_peers(report)
     each = f"{bytes_text(report.bytes_sent / n / done)} a peer and round" if n and done else ""
@@ -65,24 +67,21 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     return found
 
 
-def _boxes(made: Page, report: Report) -> list[tuple[str, str, str]]:
-    """The smaller plots, as (title, hint, inside)."""
+def _boxes(report: Report) -> list[Box]:
+    """The smaller plots."""
     metric = primary(report)
     one = [(report.system, report)]
-    found: list[tuple[str, str, str]] = []
+    found: list[Box] = []
 
     def add(name: str, title: str, drawn: Any, hint: str = "") -> None:
         if drawn is not None:
-            found.append((title, hint, made.plot(name, drawn, title)))
+            found.append(Box(name, title, [("", drawn)], hint))
 
     graph = draw_graph(report)
     if graph is not None:
         coloured = f"Coloured by {title_of(metric).lower()}." if metric in report.peers and metric else ""
         add("graph", "Who talks to whom", graph[0], f"{coloured} {graph[1]}".strip())
-    held = holdings(report)
-    if held is not None:
-        held["layout"]["height"] = 420 if graph is not None else 280
-    add("holdings", "Who holds what", held)
+    add("holdings", "Who holds what", holdings(report))
     add("spread", "Spread over the peers", peer_histogram(report))
     add(
         "classes", "Accuracy by class", per_class(report), "Whiskers: 10th to 90th percentile of the peers."
@@ -115,6 +114,9 @@ def _links(made: Page, report: Report) -> None:
         for i in order
     ]
     hint = f"{len(src):,} directed links carried {bytes_text(total)}."
+    if int(sent.min()) == int(sent.max()):
+        made.section("Bytes by link", hint=f"{hint} Each carried {bytes_text(int(sent[0]))}.")
+        return
     if len(src) > len(order):
         hint += f" The {len(order)} that carried most; links.parquet holds all."
     heads = [("From", ""), ("To", ""), ("Bytes", "n"), ("Share", "n")]

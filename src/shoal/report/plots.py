@@ -10,9 +10,9 @@ import torch
 
 from shoal.core import Report
 
-from .metrics import honest, named, per_peer, primary, title_of
-from .style import BAD, COLOURS, GREY, LINE, SCALE, axis, figure_of, layout, stroke
-from .units import bytes_text, seconds_text
+from .metrics import honest, low_title, named, paths, per_peer, primary, title_of
+from .style import BAD, COLOURS, GREY, LINE, SCALE, axis, figure_of, layout, log_axis, stroke
+from .units import bytes_text, figure, seconds_text
 
 __all__ = [
     "Figure",
@@ -47,11 +47,13 @@ def _hover(column: str, x: float) -> str:
 
 
 def against(reports: Sequence[tuple[str, Report]]) -> list[tuple[str, str]]:
-    """The x axes on which something varies: rounds always, bytes and time where there are any."""
+    """The x axes that say something: rounds always; bytes and time where there are any and they are
+    not the rounds themselves."""
+    rows = [row for _, r in reports for row in r.rows]
     return [
         (column, title)
         for column, title in _AXES
-        if column == "tick" or any(row.get(column) for _, r in reports for row in r.rows)
+        if column == "tick" or any(row.get(column, 0) not in {0, row.get("tick")} for row in rows)
     ]
 
 
@@ -68,19 +70,24 @@ def curves(reports: Sequence[tuple[str, Report]], metric: str, *, log_bytes: boo
     shape["yaxis"] = axis(title_of(metric))
     traces: list[dict[str, Any]] = []
     single = len(reports) == 1
+    shape["showlegend"] = not single or len(_lines(reports[0][1], metric)) > 1
     for at, (column, title) in enumerate(panels):
         number = "" if at == 0 else str(at + 1)
         start = at * (width + gap)
         more: dict[str, Any] = {"domain": [start, start + width], "anchor": "y"}
-        if column == "bytes":
-            more |= {"type": "log"} if log_bytes else {"exponentformat": "SI", "ticksuffix": "B"}
-            more["nticks"] = 5
-        shape[f"xaxis{number}"] = axis(title, **more)
+        logarithmic = column == "bytes" and log_bytes
+        if logarithmic:
+            sent = [row["bytes"] for _, r in reports for row in r.rows if row.get("bytes", 0) > 0]
+            shape[f"xaxis{number}"] = log_axis(title, sent, bytes_text, **more)
+        else:
+            if column == "bytes":
+                more |= {"exponentformat": "SI", "ticksuffix": "B", "nticks": 5}
+            shape[f"xaxis{number}"] = axis(title, **more)
         for index, (name, report) in enumerate(reports):
             lines = _lines(report, metric) if single else [(metric, name, stroke(index))]
             for key, label, line in lines:
                 xs, ys = _thin(*report.curve(key, column))
-                if column == "bytes" and log_bytes:
+                if logarithmic:
                     kept = [(x, y) for x, y in zip(xs, ys, strict=True) if x > 0]
                     xs, ys = [x for x, _ in kept], [y for _, y in kept]
                 traces.append(
@@ -103,17 +110,19 @@ def curves(reports: Sequence[tuple[str, Report]], metric: str, *, log_bytes: boo
 
 
 def _lines(report: Report, metric: str) -> list[tuple[str, str, dict[str, Any]]]:
-    found = [(metric, "Mean of the peers", stroke(0))]
     columns = {k for row in report.rows for k, v in row.items() if v is not None}
-    if f"{metric}_p10" in columns:
-        found.append((f"{metric}_p10", "Worst decile", stroke(1) | {"dash": "dot"}))
+    spread = f"{metric}_p10" in columns
+    found = [(metric, "Mean of the peers" if spread else title_of(metric), stroke(0))]
+    if spread:
+        found.append((f"{metric}_p10", low_title(metric), stroke(1) | {"dash": "dot"}))
     if f"merged_{metric}" in columns:
         found.append((f"merged_{metric}", "Merged model", stroke(2) | {"dash": "dash"}))
     return found
 
 
 def small_curves(reports: Sequence[tuple[str, Report]], metric: str, *, log: bool = False) -> Figure:
-    """One metric against rounds, small; ``log``: on a logarithmic axis where all values allow it."""
+    """One metric against rounds, small and without legend; ``log``: on a logarithmic axis. Each report
+    keeps its colour where others have no such metric."""
     drawn = [(name, *_thin(*report.curve(metric))) for name, report in reports]
     traces: list[dict[str, Any]] = []
     values = [y for _, _, ys in drawn for y in ys if y > 0]
@@ -134,19 +143,17 @@ def small_curves(reports: Sequence[tuple[str, Report]], metric: str, *, log: boo
                 "hovertemplate": "round %{x}: %{y:.4g}<extra>" + name + "</extra>",
             }
         )
-    shape = layout(280, showlegend=len(reports) > 1)
+    shape = layout(280, showlegend=False)
     shape["xaxis"] = axis("Rounds")
-    fine = bool(values) and max(values) / min(values) < 100
-    shape["yaxis"] = axis(title_of(metric), type="log", fine=fine) if log else axis(title_of(metric))
+    shape["yaxis"] = log_axis(title_of(metric), values, figure) if log else axis(title_of(metric))
     return figure_of(traces, shape)
 
 
 def disagreement(reports: Sequence[tuple[str, Report]]) -> Figure | None:
     """The models' distance to their mean over the rounds (log), where it was measured."""
-    found = [(name, r) for name, r in reports if any(row.get("consensus") for row in r.rows)]
-    if not found:
+    if not any(row.get("consensus") for _, r in reports for row in r.rows):
         return None
-    drawn = small_curves(found, "consensus", log=True)
+    drawn = small_curves(reports, "consensus", log=True)
     drawn["layout"]["yaxis"]["title"]["text"] = "Disagreement (RMS)"
     return drawn
 
@@ -178,7 +185,8 @@ def peer_histogram(report: Report) -> Figure | None:
                 }
             )
     shape = layout(280, barmode="stack", showlegend=len(traces) > 1, bargap=0)
-    shape["xaxis"] = axis(f"{title_of(metric)} at the end")
+    shape["legend"]["traceorder"] = "normal"
+    shape["xaxis"] = axis(f"{title_of(metric)} at the end", range=[low, high])
     shape["yaxis"] = axis("Peers", tickformat="d", rangemode="tozero")
     return figure_of(traces, shape)
 
@@ -293,7 +301,9 @@ def sentence(report: Report) -> str:
         text += f" on the task {name}" + (f" ({detail})" if detail else "") if name else ""
     if isinstance(network, dict) and network:
         graph, rule, codec = (named(network.get(k)) for k in ("graph", "rule", "codec"))
-        text += f", over the graph {graph}" if graph else ""
+        way = paths(report)
+        text += f", over the graph {graph}" if graph and way == "peers" else ""
+        text += {"peers": "", "server": ", through a server", "": ", without messages"}[way]
         text += f", messages through {codec}" if codec else ""
         text += f", combined by {rule}" if rule and rule != "mean" else ""
     hostile = int(report.hostile.sum()) if report.hostile is not None else 0

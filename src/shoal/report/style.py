@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["BAD", "COLOURS", "GREY", "INK", "SCALE", "axis", "figure_of", "layout"]
+__all__ = [
+    "BAD", "COLOURS", "GREY", "INK", "LINE", "SCALE",
+    "axis", "figure_of", "layout", "log_axis", "stroke",
+]  # fmt: skip
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#7F7F7F")
 """Okabe and Ito's palette, without its yellow (too faint on white)."""
@@ -37,9 +42,22 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
         "automargin": True,
         "fixedrange": False,
     }
-    if more.get("type") == "log":
-        base |= {"dtick": "D2" if more.pop("fine", False) else 1, "exponentformat": "power"}
     return base | more
+
+
+def log_axis(
+    title: str, values: Sequence[float], show: Callable[[float], str], **more: Any
+) -> dict[str, Any]:
+    """A logarithmic axis over positive values, with ticks at 1, 2 and 5 times the powers of ten where
+    these are few, else at the powers alone."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    steps = (1, 2, 5) if high - low < 2 else (1,)
+    every = max(1, len(powers) // 6)
+    ticks = [step * 10.0**power for power in powers[::every] for step in steps]
+    return axis(
+        title, type="log", tickmode="array", tickvals=ticks, ticktext=[show(t) for t in ticks], **more
+    )
 
 
 def layout(height: int = 320, **more: Any) -> dict[str, Any]:
@@ -59,4 +77,8 @@ def layout(height: int = 320, **more: Any) -> dict[str, Any]:
 
 def figure_of(traces: list[dict[str, Any]], shape: dict[str, Any]) -> dict[str, Any]:
     """A Plotly figure as plain data (``plotly.graph_objects.Figure`` accepts it)."""
+    if len(traces) < 2:
+        shape.setdefault("showlegend", False)
+    if shape.get("showlegend") is False:
+        shape["margin"] = shape["margin"] | {"t": 10}
     return {"data": traces, "layout": shape}

@@ -14,7 +14,7 @@ from rich.text import Text
 from shoal.core import Report
 
 from .compare import BETWEEN, grid_of
-from .metrics import BOOKKEEPING, last, metric_names, title_of
+from .metrics import BOOKKEEPING, last, low_title, metric_names, title_of
 from .plots import sentence
 from .summary import lines, shared_metric
 from .units import bytes_text, figure, seconds_text
@@ -27,7 +27,7 @@ def summary(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     made = Table(show_edge=False, pad_edge=False)
     made.add_column("")
-    for heading in ("Mean", "Worst decile", "Std"):
+    for heading in ("Mean", "10th percentile", "Std"):
         made.add_column(heading, justify="right")
     for name in metric_names(report):
         spread = (last(report, f"{name}{end}") for end in ("_p10", "_std"))
@@ -54,7 +54,7 @@ def comparison(reports: Sequence[tuple[str, Report]], console: Console | None = 
     told = lines(reports, metric)
     made = Table(show_edge=False, pad_edge=False)
     made.add_column("Run")
-    columns = [title_of(metric).split(" (")[0] if metric else "Metric", "Worst decile"]
+    columns = [title_of(metric).split(" (")[0] if metric else "Metric", low_title(metric)]
     merged = any(line.merged is not None for line in told)
     columns += ["Merged model"] if merged else []
     for heading in (*columns, "Bytes sent", "Simulated time", "Wall time"):
@@ -141,6 +141,7 @@ class Live:
             self._bar.reset(self._id, total=None, description=title, at="", metric="", sent="")
 
     def __enter__(self) -> Live:
+        self._started = time.monotonic()
         if self._bar is not None:
             self._bar.start()
         return self

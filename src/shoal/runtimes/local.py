@@ -58,6 +58,8 @@ class Local(Runtime):
             if checkpoint is None:
                 raise BadInput("resume", True, "needs the folder of the run to resume")
             session.restore(tree.read(checkpoint))
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
         # A checkpoint is only worth its time where there is somewhere to keep it.
         every = self.checkpoint_every if checkpoint is not None else 0
         save: Callable[[], None] = lambda: tree.save(session.saved(), checkpoint)  # type: ignore[arg-type]  # noqa: E731

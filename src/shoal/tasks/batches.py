@@ -63,7 +63,7 @@ class Shards:
         outside = torch.arange(width) >= self.size[:, None]
         peer = torch.arange(peers)[:, None].expand(-1, width)
         for number, draw in enumerate(draws):
-            order = draw.words(width).masked_fill(outside, 1 << 33).argsort(1, stable=True)
+            order = draw.words(width).masked_fill(outside, 1 << 33).argsort(dim=1, stable=True)
             column = number * each[:, None] * batch + torch.arange(width)
             keep = ~outside
             position[peer[keep], column[keep]] = order[keep]

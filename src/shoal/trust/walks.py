@@ -130,6 +130,10 @@ class Walks:
         most = before.reshape(roots, n, n).amax(1).to(torch.float64)
         return most / self._count(first).clamp(min=1)
 
+    def fold(self, n: int) -> Walks:
+        """Walks on copies of one graph of n nodes, side by side: as walks on that graph."""
+        return Walks(n, torch.where(self.path >= 0, self.path % n, -1), self.stuck)
+
     def _count(self, nodes: Tensor) -> Tensor:
         roots = len(nodes)
         walked = nodes >= 0

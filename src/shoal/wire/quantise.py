@@ -23,13 +23,13 @@ _TINY = 1e-35
 def round_randomly(x: Tensor, draws: Draws) -> Tensor:
     """[M, L] to integers (as floats), up with a chance of the fraction: unbiased.
 
-    The chance is a multiple of 2^-16: one random word serves two entries.
+    The chance is the nearest multiple of 2^-16: one random word serves two entries.
     """
     length = x.shape[1]
     words = draws.words((length + 1) // 2)
     chance = torch.cat([words & 0xFFFF, words >> 16], 1)[:, :length].to(x.dtype)
     below = x.floor()
-    return below + ((x - below) * 65536 > chance)
+    return below + ((x - below) * 65536 > chance + 0.5)
 
 
 class Quantiser(Stage):

@@ -28,7 +28,12 @@ def rule_of(name: str, attack: str) -> str:
 class CenteredClipClaim(Claim):
     bounds = (
         Bound("worst of CC (tau 1, b 0.9)", ">=", 0.8, "close to attack-free under all attacks (CIFAR-10)"),
-        Bound("best other rule's worst (b 0)", "<=", 0.65, "every rule without history fails under some attack"),
+        Bound(
+            "best other rule's worst (b 0)",
+            "<=",
+            0.65,
+            "every rule without history fails under some attack",
+        ),
         Bound("alie: CC b 0.9 - b 0", ">=", 0.1),
     )
     config: ClassVar[dict[str, Any]] = {**COMMON, "attacks": ATTACKS, "others": OTHERS}
@@ -37,7 +42,9 @@ class CenteredClipClaim(Claim):
     def measure(self, seed: int, progress: Progress) -> dict[str, float]:
         def go(attack: str, rule: str, beta: float) -> float:
             progress(f"{attack}: {rule}, b {beta}")
-            return final(arm("centered-clip", seed, **COMMON, beta=beta, network={**ATTACKS[attack], "rule": rule}))
+            return final(
+                arm("centered-clip", seed, **COMMON, beta=beta, network={**ATTACKS[attack], "rule": rule})
+            )
 
         clip = {a: go(a, "centered-clip(tau=1)", 0.9) for a in ATTACKS}
         worst = {o: min(go(a, rule_of(o, a), 0.0) for a in ATTACKS) for o in OTHERS}

@@ -48,8 +48,10 @@ class DFedSAMClaim(Claim):
             "merged: DFedSAM - DFedAvg": final(runs["sam"], "merged_accuracy")
             - final(runs["avg"], "merged_accuracy"),
             "sharpness ratio": flat["sam"] / flat["avg"],
-            "consensus ratio Q = 4 / Q = 1": final(runs["mgs"], "consensus") / final(runs["sam"], "consensus"),
-            "consensus of SAM / of DFedAvg": final(runs["sam"], "consensus") / final(runs["avg"], "consensus"),
+            "consensus ratio Q = 4 / Q = 1": final(runs["mgs"], "consensus")
+            / final(runs["sam"], "consensus"),
+            "consensus of SAM / of DFedAvg": final(runs["sam"], "consensus")
+            / final(runs["avg"], "consensus"),
             "DFedAvg": final(runs["avg"]),
             "MGS": final(runs["mgs"]),
         }

@@ -36,8 +36,8 @@ class DisasterClaim(Claim):
             partition: dict[str, Any] = {"name": "iid", "size": EACH}
             if without:
                 # The same total data, spread over the peers that keep some.
-                total = EACH * peers
-                partition = {"name": "without", "peers": lost, "inner": {"name": "iid", "total": total}}
+                size = EACH * peers // (peers - len(lost))
+                partition = {"name": "without", "peers": lost, "inner": {"name": "iid", "size": size}}
             clock = "rounds" if who is None else f"disruption(at=10, fraction=0.2, who={who})"
             report = arm(
                 "disaster-dfl",

@@ -27,7 +27,9 @@ FEDSGD_ROUNDS = 300
 @claim("fedavg")
 class FedAvgClaim(Claim):
     bounds = (
-        Bound("rounds FedSGD / rounds FedAvg (iid)", ">=", 4.0, "10 to 100 times fewer rounds (CNN, iid: 35)"),
+        Bound(
+            "rounds FedSGD / rounds FedAvg (iid)", ">=", 4.0, "10 to 100 times fewer rounds (CNN, iid: 35)"
+        ),
         Bound("rounds FedAvg (two shards)", "<=", 160),
         Bound("shared start: better parent's loss - merged loss", ">=", 0.0),
         Bound("own starts: merged loss - worse parent's loss", ">=", 0.0),

@@ -35,7 +35,12 @@ class PFedMeClaim(Claim):
         Bound("slope of log |w - w*|^2 per round", "<=", 0.0, "linear convergence"),
         Bound("R^2 of the line", ">=", 0.95),
     )
-    config: ClassVar[dict[str, Any]] = {**COMMON, "pfedme": PFEDME, "plain": PLAIN, "lambda": {"two": 15, "dir": 5}}
+    config: ClassVar[dict[str, Any]] = {
+        **COMMON,
+        "pfedme": PFEDME,
+        "plain": PLAIN,
+        "lambda": {"two": 15, "dir": 5},
+    }
     notes = ("FedAvg and local are tested like the personal models, on each peer's own held-out examples.",)
 
     def measure(self, seed: int, progress: Progress) -> dict[str, float]:
@@ -44,7 +49,16 @@ class PFedMeClaim(Claim):
             progress(f"{name}: pFedMe")
             me = arm("pfedme", seed, **COMMON, task=task, lam=lam, **PFEDME)
             progress(f"{name}: FedAvg")
-            avg = arm("fedavg", seed, **COMMON, task=task, network={"clock": "rounds"}, epochs=20, batch=20, **PLAIN)
+            avg = arm(
+                "fedavg",
+                seed,
+                **COMMON,
+                task=task,
+                network={"clock": "rounds"},
+                epochs=20,
+                batch=20,
+                **PLAIN,
+            )
             progress(f"{name}: local")
             alone = arm("local", seed, **COMMON, task=task, local_steps=20, **PLAIN)
             found[f"{name} personal"] = final(me, "own_accuracy")

@@ -20,14 +20,25 @@ class SingleMergeClaim(Claim):
         Bound("always - merged", "<=", 0.12, "about 0"),
         Bound("bytes / bytes of always", "<=", 0.2),
     )
-    config: ClassVar[dict[str, Any]] = {**COMMON, **METHOD, "data": "mnist14", "partition": "dirichlet(0.1)"}
+    config: ClassVar[dict[str, Any]] = {
+        **COMMON,
+        **METHOD,
+        "data": "mnist14",
+        "partition": "dirichlet(0.1)",
+    }
     notes = ("Smaller than the paper: MLP 196-48-10 on 4,000 digits, 16 peers.",)
 
     def measure(self, seed: int, progress: Progress) -> dict[str, float]:
         def go(schedule: str, graph: str = "random-peer(p=0.2)", **more: Any) -> Any:
             progress(f"{schedule} {graph} {more}")
             return arm(
-                "single-merge", seed, **COMMON, **METHOD, schedule=schedule, network={"graph": graph}, **more
+                "single-merge",
+                seed,
+                **COMMON,
+                **METHOD,
+                schedule=schedule,
+                network={"graph": graph},
+                **more,
             )
 
         once = go("final")

@@ -109,16 +109,16 @@ class FrankWolfe(Method):
     def step(self, s: Iterate, tick: Tick, ctx: Context[Differentiable]) -> Iterate:
         t, everyone, dtype = tick.index, torch.ones(ctx.n, dtype=torch.bool), s.z.dtype
         active = ctx.mine(tick.active)
-        up = {"g": ctx.task.grad(s.x, t, active=active)}
-        if self.tested:
-            up["f"] = ctx.task.loss(s.x, t)
-        held = {"g": s.d} | ({"f": torch.full_like(s.gap, torch.inf)} if self.tested else {})
+        up = {"g": ctx.task.grad(s.x, t, active=active), "f": ctx.task.loss(s.x, t)}
+        held = {"g": s.d, "f": torch.full_like(s.gap, torch.inf)}
         heard = ctx.net.pool(up, tick, held=held, channel="gradient")
+        now = heard["f"].to(torch.float64)
         rho = self.averaging(t)
         d = (1 - rho) * s.d + rho * heard["g"]
         atom = self.region.atom(d)
         v = self.region.vertex(atom, ctx.task.dim, dtype)
-        gap = (d * (s.z - v)).sum(1).to(torch.float64)
+        # Outside the domain there is no gradient: the old one says nothing about this point.
+        gap = (d * (s.z - v)).sum(1).to(torch.float64).where(torch.isfinite(now), torch.inf)
         size = (v - s.z).pow(2).sum(1).to(torch.float64)
         steps = self.trials(t, s.scale, gap, size)
 
@@ -145,7 +145,7 @@ class FrankWolfe(Method):
             then = torch.stack([f.to(torch.float64) for f in back["f"]], 1)
             then = then.where(torch.stack(back["outside"], 1) == 0, torch.inf)
             gamma, scale = self.choose(
-                torch.stack(steps, 1), heard["f"].to(torch.float64), then, s.scale, gap, size
+                torch.stack(steps, 1), now, then, s.scale, gap, size
             )
             taken = ctx.net.cast(gamma, tick, to=everyone, like=torch.zeros_like(taken))
             taken = taken * (down["steps"][0] > 0)

@@ -1,18 +1,17 @@
-"""Peers that come and go, and disasters that take the chosen ones."""
+"""Peers that come and go."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import networkx
 import torch
 from msgspec import Meta
 from torch import Tensor
 
 from shoal.core import BadInput, Clock, Draws, Graph, Tick, clocks
 
-__all__ = ["Churn", "Disruption"]
+__all__ = ["Churn"]
 
 Rate = Annotated[float, Meta(ge=0, le=1)]
 Event = Literal["join", "leave", "crash", "rejoin"]
@@ -86,58 +85,3 @@ class Churn(Clock):
         there = status == PRESENT
         graph = self.among(tick.graph, there)
         return tick.replace(active=tick.active & there, graph=graph), {"status": status}
-
-
-@clocks.register("disruption")
-@dataclass(frozen=True)
-class Disruption(Clock):
-    """At one tick a set of peers disappears for good, by its place in the graph of tick 0.
-
-    Deterministic for a seed; ties go to the lower number. Nobody rewires.
-
-    Args:
-        at: the tick.
-        fraction: share of the peers that goes (rounded).
-        who: ``degree`` or ``betweenness``: the most central; ``leaves``: the least degrees;
-            ``random``; ``none``.
-
-    Source: arXiv 2310.02986.
-    """
-
-    at: Annotated[int, Meta(ge=0)] = 10
-    fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.2
-    who: Literal["degree", "betweenness", "random", "leaves", "none"] = "degree"
-
-    def victims(self, graph: Graph, seed: int) -> Tensor:
-        """Who will go: bool [n]."""
-        n = graph.n
-        score = graph.in_degree().to(torch.float64)
-        if self.who == "leaves":
-            score = -score
-        elif self.who == "random":
-            score = Draws(seed, "clock/disruption", torch.arange(n)).uniform(1)[:, 0]
-        elif self.who == "betweenness":
-            directed = networkx.DiGraph()
-            directed.add_nodes_from(range(n))
-            directed.add_edges_from(zip(graph.src.tolist(), graph.dst.tolist(), strict=True))
-            central = networkx.betweenness_centrality(directed)
-            # Rounded, so that sums in another order cannot break a tie.
-            score = torch.tensor([round(central[i], 10) for i in range(n)], dtype=torch.float64)
-        gone = torch.zeros(n, dtype=torch.bool)
-        if self.who != "none":
-            gone[score.argsort(descending=True, stable=True)[: round(self.fraction * n)]] = True
-        return gone
-
-    def start(self, n: int, seed: int, total: int, graph: Graph) -> dict[str, Tensor]:
-        if self.who != "none" and self.at >= total:
-            raise BadInput("clock.at", self.at, f"a tick of the run, 0 to {total - 1}")
-        gone = self.victims(graph, seed)
-        if bool(gone.all()):
-            raise BadInput("clock.fraction", self.fraction, f"a share that leaves one of the {n} peers")
-        return {"gone": gone}
-
-    def next(self, state: dict[str, Tensor], tick: Tick, seed: int) -> tuple[Tick, dict[str, Tensor]]:
-        if tick.index < self.at:
-            return tick, state
-        left = ~state["gone"]
-        return tick.replace(active=tick.active & left, graph=self.among(tick.graph, left)), state

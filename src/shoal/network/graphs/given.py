@@ -132,7 +132,8 @@ class NetworkX(Topology):
         nodes = list(self.graph.nodes)
         if len(nodes) != n:
             raise BadInput("graph", len(nodes), f"a graph with as many nodes as peers, {n}")
-        number = {v: v for v in nodes} if set(nodes) == set(range(n)) else {v: i for i, v in enumerate(nodes)}
+        order = range(n) if set(nodes) == set(range(n)) else nodes
+        number = {v: i for i, v in enumerate(order)}
         found = []
         for a, b, data in self.graph.edges(data=True):
             if self.weight and not isinstance(data.get(self.weight), int | float):

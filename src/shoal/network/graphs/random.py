@@ -32,7 +32,8 @@ def bernoulli(count: int, p: float, draws: Draws) -> Tensor:
     if p >= 1:
         return torch.arange(count)
     size = int(count * p + 6 * math.sqrt(count * p)) + 16
-    found, last = [], -1
+    found: list[Tensor] = []
+    last = -1
     while last < count:
         u = draws.at(str(len(found))).uniform(size)[0]
         gap = torch.floor(torch.log1p(-u) / math.log1p(-p)).clamp(max=count).to(torch.int64)

@@ -64,7 +64,7 @@ def regular(n: int, degree: int, draws: Draws) -> Edges:
     raise RunFailed(f"no simple {degree}-regular graph on {n} peers found in {ROUNDS} rounds")
 
 
-@topologies.register("random-regular")
+@topologies.register("random-regular", "regular")
 @dataclass(frozen=True)
 class RandomRegular(Topology):
     """One random graph in which every peer has ``degree`` neighbours.

@@ -40,7 +40,9 @@ weightings: Registry[Weighting] = Registry("weights", "shoal.network.weights", W
 def need_undirected(slug: str, n: int, src: Tensor, dst: Tensor) -> None:
     """Raise BadInput where an edge has no reverse."""
     if not undirected(n, src, dst):
-        raise BadInput("weights", slug, "defined on undirected graphs only; on this one use push or uniform")
+        raise BadInput(
+            "weights", slug, "defined on undirected graphs only; on this one use push or uniform"
+        )
 
 
 def make_graph(topology: Topology, weighting: Weighting, n: int, seed: int, tick: int) -> Graph:
@@ -100,4 +102,6 @@ def check_weights(
         carries = weight != 0
         count, _ = components(n, src[carries], dst[carries])
         if count > 1:
-            raise BadInput("graph", f"{count} components", "a connected graph: every peer reaches every other")
+            raise BadInput(
+                "graph", f"{count} components", "a connected graph: every peer reaches every other"
+            )

@@ -40,11 +40,16 @@ def _pairs(slug: str, n: int, src: Tensor, dst: Tensor) -> tuple[tuple[tuple[int
 
 
 def _laplacian(cp: Any, n: int, pairs: tuple[tuple[int, int], ...], x: Any) -> Any:
-    """sum_e x_e L_e as a cvxpy expression."""
+    """sum_e x_e L_e as a cvxpy expression, on the n - 1 directions orthogonal to 1.
+
+    Along 1 every Laplacian is 0; with that direction the programs would have no interior.
+    """
     incidence = np.zeros((n, len(pairs)))
     for e, (i, j) in enumerate(pairs):
         incidence[i, e], incidence[j, e] = 1.0, -1.0
-    return incidence @ cp.diag(x) @ incidence.T
+    basis = np.linalg.qr(np.column_stack([np.ones(n), np.eye(n)[:, 1:]]))[0][:, 1:]
+    across = basis.T @ incidence
+    return across @ cp.diag(x) @ across.T
 
 
 def _solve(cp: Any, problem: Any, x: Any) -> Array:
@@ -58,17 +63,16 @@ def _solve(cp: Any, problem: Any, x: Any) -> Array:
 def _fastest(n: int, pairs: tuple[tuple[int, int], ...]) -> Array:
     cp = need("cvxpy", "optimal")
     weight, norm = cp.Variable(len(pairs)), cp.Variable()
-    gap = np.eye(n) - np.full((n, n), 1.0 / n) - _laplacian(cp, n, pairs, weight)
-    limits = [gap << norm * np.eye(n), gap >> -norm * np.eye(n)]
-    return _solve(cp, cp.Problem(cp.Minimize(norm), limits), weight)
+    eye = np.eye(n - 1)
+    gap = eye - _laplacian(cp, n, pairs, weight)
+    return _solve(cp, cp.Problem(cp.Minimize(norm), [gap << norm * eye, gap >> -norm * eye]), weight)
 
 
 @lru_cache(maxsize=32)
 def _rates(n: int, pairs: tuple[tuple[int, int], ...]) -> Array:
     cp = need("cvxpy", "optimal")
     rate, second = cp.Variable(len(pairs), nonneg=True), cp.Variable()
-    laplacian = _laplacian(cp, n, pairs, rate)
-    limits = [laplacian >> second * (np.eye(n) - np.full((n, n), 1.0 / n)), cp.sum(rate) == 1]
+    limits = [_laplacian(cp, n, pairs, rate) >> second * np.eye(n - 1), cp.sum(rate) == len(pairs)]
     found = _solve(cp, cp.Problem(cp.Maximize(second), limits), rate).clip(min=0)
     return found / found.sum()
 

@@ -51,8 +51,8 @@ def _read(path: Path, dims: int, _changed: int) -> Tensor:
                 raise bad(f"it starts with {head.hex() or 'nothing'}")
             if head[2] != 8 or head[3] != dims:
                 raise bad(f"it has type {head[2]:#04x} and {head[3]} dimensions")
-            sizes = np.frombuffer(file.read(4 * dims), ">u4").tolist()
-            if len(sizes) < dims or not 0 < math.prod(sizes) < _MOST:
+            sizes = np.frombuffer(file.read(4 * dims).ljust(4 * dims, b"\0"), ">u4").tolist()
+            if not 0 < math.prod(sizes) < _MOST:
                 raise bad(f"it states the sizes {sizes}")
             body = file.read(math.prod(sizes))
             if len(body) < math.prod(sizes):

@@ -71,7 +71,7 @@ def labels_of(y: Tensor, slug: str) -> tuple[np.ndarray, int]:
 def shuffled(y: Tensor, seed: int, purpose: str) -> np.ndarray:
     """Rows sorted by target, in random order where targets are equal: int64 [N]."""
     key = Draws(seed, purpose, torch.zeros(1, dtype=torch.int64)).words(len(y))[0].numpy()
-    return np.lexsort((key, y.numpy()))
+    return np.asarray(np.lexsort((key, y.numpy())))
 
 
 def deal(y: Tensor, counts: np.ndarray, seed: int, purpose: str) -> Tensor:
@@ -101,7 +101,7 @@ def apportion(weight: np.ndarray, total: int) -> np.ndarray:
     count = np.floor(share).astype(np.int64)
     rest = total - len(weight) - int(count.sum())
     count[np.argsort(count - share, kind="stable")[:rest]] += 1
-    return count + 1
+    return np.asarray(count + 1)
 
 
 def hold_out(lists: list[Tensor], share: float, seed: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -112,7 +112,7 @@ def hold_out(lists: list[Tensor], share: float, seed: int) -> tuple[list[Tensor]
         share: of each peer's rows, rounded; but at least one row, and never its last one.
 
     Returns:
-        (training lists, test lists). A peer with a single row has an empty test list.
+        (training lists, test lists). A peer with a single row, or none, has an empty test list.
     """
     size = torch.tensor([len(rows) for rows in lists])
     flat = torch.cat(lists)
@@ -121,7 +121,7 @@ def hold_out(lists: list[Tensor], share: float, seed: int) -> tuple[list[Tensor]
     order = torch.from_numpy(np.lexsort((key.numpy(), owner.numpy())))
     start = torch.cumsum(size, 0) - size
     rank = torch.arange(len(flat)) - start[owner]  # owner is sorted: order keeps each peer's places
-    held = torch.minimum((size * share).round().to(torch.int64).clamp(min=1), size - 1)
+    held = torch.minimum((size * share).round().to(torch.int64).clamp(min=1), size - 1).clamp(min=0)
     aside = torch.zeros(len(flat), dtype=torch.bool)
     aside[order] = rank < held[owner]
     train = torch.split(flat[~aside], (size - held).tolist())

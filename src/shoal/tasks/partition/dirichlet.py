@@ -17,7 +17,7 @@ from .base import Partition, deal, labels_of, partitions
 
 __all__ = ["Dirichlet", "log_dirichlet"]
 
-_TRIES = 1000
+_TRIES = 200
 
 
 def log_dirichlet(draws: Draws, alpha: float, k: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def log_dirichlet(draws: Draws, alpha: float, k: int) -> np.ndarray:
     """
     u = draws.uniform(2, k).numpy() + 2.0**-33
     log_gamma = np.log(gammaincinv(alpha + 1, u[:, 0])) + np.log(u[:, 1]) / alpha
-    return log_gamma - logsumexp(log_gamma, axis=1, keepdims=True)
+    return np.asarray(log_gamma - logsumexp(log_gamma, axis=1, keepdims=True))
 
 
 @partitions.register("dirichlet")
@@ -96,12 +96,15 @@ class Dirichlet(Partition):
             raise BadInput("partition.size", size, f"at most {stock.sum() // n} with {n} peers")
         peers = torch.arange(n)
         log_q = log_dirichlet(Draws(seed, "partition/dirichlet", peers), self.alpha, len(stock))
-        first = Draws(seed, "partition/fill", peers).uniform(size).numpy()
+        uniform: list[np.ndarray] = []  # [n, size] of each attempt
         left = stock.copy()
         counts = np.zeros((n, len(stock)), np.int64)
         for i in range(n):
-            u, attempt = first[i], 0
-            while len(u):
+            missing, attempt = size, 0
+            while missing:
+                if attempt == len(uniform):
+                    uniform.append(Draws(seed, "partition/fill", peers, attempt).uniform(size).numpy())
+                u = uniform[attempt][i, :missing]
                 log_p = np.where(left > 0, log_q[i], -np.inf)
                 edge = np.cumsum(np.exp(log_p - log_p.max()))
                 drawn = np.bincount(np.searchsorted(edge, u * edge[-1], "right"), minlength=len(stock))
@@ -110,5 +113,4 @@ class Dirichlet(Partition):
                 left -= taken
                 missing = int((drawn - taken).sum())
                 attempt += 1
-                u = Draws(seed, "partition/fill", peers[i : i + 1], attempt).uniform(missing)[0].numpy()
         return counts

@@ -75,14 +75,14 @@ class FeatureSkew(Partition):
         out = x.clone()
         scale = float(x.std(correction=0))
         middle = float(x.amin() + x.amax())
-        for some, l in zip(rows.split(_CHUNK), level.split(_CHUNK), strict=True):
+        for some, part in zip(torch.split(rows, _CHUNK), torch.split(level, _CHUNK), strict=True):
             seen = x[some]
-            each = (l * self.strength).reshape(-1, *[1] * (x.ndim - 1))
+            each = (part * self.strength).reshape(-1, *[1] * (x.ndim - 1))
             if self.kind == "noise":
                 noise = Draws(seed, "partition/noise", some).normal(*x.shape[1:], dtype=x.dtype)
                 out[some] = seen + noise * (scale * each).to(x.dtype)
             elif self.kind == "invert":
-                flip = (l > 1 - self.strength / 2).reshape(each.shape)
+                flip = (part > 1 - self.strength / 2).reshape(each.shape)
                 out[some] = torch.where(flip, middle - seen, seen)
             elif self.kind == "rotate":
                 out[some] = _rotate(seen, each.flatten() * (math.pi / 2))

@@ -1,36 +1,13 @@
-"""Saving, loading, pages and the terminal, on reports made up here."""
+"""Reports made up for the tests of this folder."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import html.parser
-import io
-import json
 import math
-import re
-import tomllib
-from pathlib import Path
-from typing import Any
 
 import networkx as nx
-import plotly.graph_objects as go
-import pyarrow.parquet as pq
-import pytest
 import torch
-from rich.console import Console
 
-import shoal.report.model_file as model_file
-from shoal.core import BadInput, Graph, Report
-from shoal.report.compare import compare_html, compare_page, grid_of
-from shoal.report.graph_plot import MOST, draw_graph
-from shoal.report.metrics import last, metric_names, primary
-from shoal.report.model_file import load_model
-from shoal.report.page import page
-from shoal.report.plots import curves, disagreement, holdings, peer_histogram, per_class, small_curves
-from shoal.report.save import load, save
-from shoal.report.terminal import Live, comparison, grid, summary
-from shoal.report.units import bytes_text, figure, seconds_text
+from shoal.core import Graph, Report
 
 CLASSES = 10
 
@@ -58,7 +35,7 @@ def fake_report(
 ) -> Report:
     """What a training run of n peers on digits looks like."""
     random = torch.Generator().manual_seed(n + rounds + len(system))
-    drawn = {"ring": nx.cycle_graph(n), "random": nx.random_regular_graph(4, n, seed=1)}[shape]
+    drawn = nx.cycle_graph(n) if shape == "ring" else nx.random_regular_graph(4, n, seed=1)
     graph = graph_of(drawn)
     mask = torch.zeros(n, dtype=torch.bool)
     mask[torch.randperm(n, generator=random)[:hostile]] = True
@@ -133,5 +110,7 @@ def fake_report(
 
 def bandit_report() -> Report:
     """A run that trains no model: other metrics, no graph, no peers."""
-    rows = [{"tick": t, "time": float(t), "wall_s": 0.0, "bytes": 0, "regret": t**0.5} for t in range(1, 40)]
+    rows = [
+        {"tick": t, "time": float(t), "wall_s": 0.0, "bytes": 0, "regret": t**0.5} for t in range(1, 40)
+    ]
     return Report(system="fedexp3", config={"peers": 8}, rows=rows, output={"pulls": torch.ones(8, 3)})
