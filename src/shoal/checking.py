@@ -6,6 +6,8 @@ import json
 import sys
 from typing import Any
 
+import msgspec
+
 from shoal.catalog.claims import claimed, run_claim
 from shoal.catalog.results import save_result
 from shoal.core import BadInput
@@ -63,4 +65,5 @@ def check_systems(
 
 
 def _line(result: dict[str, Any]) -> dict[str, Any]:
-    return {k: result[k] for k in ("system", "claim", "measured", "holds")}
+    told = {k: result[k] for k in ("system", "claim", "measured", "holds")}
+    return msgspec.json.decode(msgspec.json.encode(told))  # what is not finite becomes null

@@ -22,7 +22,9 @@ app = typer.Typer(
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="a.b=value", help="A field of the method, task.*, network.* or runtime.*."),
+    typer.Option(
+        "--set", metavar="a.b=value", help="A field of the method, task.*, network.* or runtime.*."
+    ),
 ]
 Peers = Annotated[int | None, typer.Option(help="Number of peers.")]
 Rounds = Annotated[int | None, typer.Option(help="Number of ticks.")]

@@ -146,7 +146,9 @@ def disconnected(method: Method) -> None:
         state, _ = _run(plan)
     except BadInput:
         if not method.connected:
-            raise Failure("a disconnected graph is refused, but the method is not marked connected") from None
+            raise Failure(
+                "a disconnected graph is refused, but the method is not marked connected"
+            ) from None
         return
     if method.connected:
         raise Failure("marked connected, but a disconnected graph is not refused")
@@ -224,5 +226,3 @@ def conform(system: Any, quiet: bool = False) -> list[dict[str, Any]]:
             mark = "[red]failed[/]" if detail else "[green]passed[/]"
             Console().print(f"{mark} {name:12s} {detail or (check.__doc__ or '').splitlines()[0]}")
     return results
-
-

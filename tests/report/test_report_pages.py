@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import html.parser
-import io
 import json
 import math
 import re
@@ -16,7 +15,6 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from report_fakes import CLASSES, bandit_report, fake_report
-from rich.console import Console
 
 from shoal.core import BadInput, Report
 from shoal.report.compare import compare_html, compare_page, grid_of
@@ -24,7 +22,6 @@ from shoal.report.graph_plot import MOST, draw_graph
 from shoal.report.metrics import last
 from shoal.report.page import page
 from shoal.report.plots import curves, disagreement, holdings, peer_histogram, per_class, small_curves
-from shoal.report.terminal import grid
 from shoal.report.units import figure
 
 
@@ -150,10 +147,12 @@ def test_a_graph_that_no_message_used_is_not_drawn() -> None:
 def test_the_spread_counts_every_peer_once() -> None:
     drawn = peer_histogram(fake_report(n=32, hostile=3))
     assert drawn is not None
-    assert [(t["name"], len(t["x"])) for t in drawn["data"]] == [("Honest", 29), ("Hostile", 3)]
-    for trace in drawn["data"]:
-        bins = trace["xbins"]
-        assert all(bins["start"] <= x < bins["end"] for x in trace["x"])
+    assert [(t["name"], sum(t["y"])) for t in drawn["data"]] == [("Honest", 29), ("Hostile", 3)]
+    even = fake_report(n=8, hostile=0)
+    even.peers["accuracy"] = torch.full((8,), 0.5, dtype=torch.float64)
+    even.peers["accuracy"][0] = math.nan
+    lone = peer_histogram(even)
+    assert lone is not None and [y for y in lone["data"][0]["y"] if y] == [7]
 
 
 def test_class_accuracy_is_that_of_the_honest_peers() -> None:
@@ -205,7 +204,7 @@ def test_a_comparison_shows_all_runs_and_marks_the_best(tmp_path: Path) -> None:
         ("FedAvg", fake_report("fedavg", top=0.9, shape="ring", n=16)),
     ]
     path = compare_page(reports, tmp_path / "new", title="Which is best?")
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    assert [p.name for p in path.parent.iterdir()] == ["compare.html"]
     text = path.read_text(encoding="utf-8")
     _, figures = read_page(text)
     assert figures.keys() == {
@@ -231,9 +230,7 @@ def test_crossed_factors_make_a_grid() -> None:
     reports = [(name, fake_report(top=0.4 + 0.1 * i)) for i, name in enumerate(names)]
     assert grid_of(names) == (["mean", "krum"], ["none", "alie", "ipm"])
     assert grid_of(["mean", "krum"]) is None and grid_of(["a | x", "a | y"]) is None
-    assert grid_of(names, [["mean", "krum"]]) is None
-    _, figures = read_page(compare_html(reports, title="x", factors=[["mean", "krum"], ["none"]]))
+    _, figures = read_page(compare_html(reports, title="x", factors=("Rule", "Attack")))
     assert figures["grid"]["data"][0]["z"][1][2] == last(reports[5][1], "accuracy")
-    written = io.StringIO()
-    grid(reports, console=Console(file=written, width=100))
-    assert all(name in written.getvalue() for name in ("krum", "alie", "ipm"))
+    assert figures["grid"]["layout"]["yaxis"]["title"]["text"] == "Rule"
+    assert figures["grid"]["data"][0]["x"] == ["none", "alie", "ipm"]

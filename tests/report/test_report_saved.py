@@ -96,7 +96,7 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path: Path, name: str) -> N
     (tmp_path / name).write_bytes(whole[: len(whole) // 3])
     with pytest.raises(BadInput) as error:
         load(tmp_path)
-    assert name in str(error.value) and "\n" not in str(error.value)
+    assert error.value.value == str(tmp_path / name) and "\n" not in str(error.value)
 
 
 def test_a_folder_without_report_is_refused(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_terminal_shows_a_run_and_a_comparison() -> None:
     report = fake_report()
     report.system = "dsgd[bold]"
     summary(report, console)
-    comparison([("one [red]", report), ("two", bandit_report())], console)
+    console.print(comparison([("one [red]", report), ("two", bandit_report())]))
     text = written.getvalue()
     assert "dsgd[bold]" in text and "one [red]" in text
     assert "0.9232" in text and "2.76 MB" in text and "SIMULATED" in text

@@ -83,9 +83,7 @@ class LocalExchange:
         sent = self._transmit(pack(x), graph.src, graph.dst, tick, 0, channel)
         return self._inbox(sent, graph, x)
 
-    def send(
-        self, x: Tensor, tick: Tick, src: Tensor, dst: Tensor, *, channel: str = "x"
-    ) -> Inbox:
+    def send(self, x: Tensor, tick: Tick, src: Tensor, dst: Tensor, *, channel: str = "x") -> Inbox:
         one = torch.ones(len(src), dtype=torch.float64)
         graph = Graph.of(self.n, src, dst, one, torch.zeros(self.n, dtype=torch.float64))
         sent = self._transmit(pack(x), graph.src, graph.dst, tick, 0, channel)
@@ -155,15 +153,11 @@ class LocalExchange:
             x = x[0][pick]  # type: ignore[assignment]
         return self._cast(x, tick, tick.active if to is None else to, like, self.n)
 
-    def share(
-        self, outbox: Sequence[Mapping[int, Any]], tick: Tick
-    ) -> list[dict[int, Any]]:
+    def share(self, outbox: Sequence[Mapping[int, Any]], tick: Tick) -> list[dict[int, Any]]:
         links = self.network.links
         graph = tick.graph
         up = set(zip(graph.src.tolist(), graph.dst.tolist(), strict=True))
-        said = [
-            (s, d, msgspec.msgpack.encode(m)) for s, box in enumerate(outbox) for d, m in box.items()
-        ]
+        said = [(s, d, msgspec.msgpack.encode(m)) for s, box in enumerate(outbox) for d, m in box.items()]
         for s, d, _ in said:
             if (s, d) not in up:
                 raise ValueError(f"peer {s} has no edge to {d} at tick {tick.index}")
@@ -353,9 +347,7 @@ class LocalExchange:
         hit = damaged.nonzero()[:, 0]
         at = row[hit]
         key = src[hit] * (self.n + 1) + dst[hit]
-        data = self.network.links.damage(
-            frames.data[at], frames.length[at], key, self.seed, tick.index
-        )
+        data = self.network.links.damage(frames.data[at], frames.length[at], key, self.seed, tick.index)
         told = Draws(draws.seed, draws.purpose, draws.peers[at], draws.tick)
         broken = type(frames)(data, frames.length[at])
         decoded, sound = self.chain.decode(broken, value.shape[1], value.dtype, told, layout)

@@ -58,9 +58,7 @@ class Memory:
         self.state[f"known/{channel}"] = known[order]
 
     def _version(self, channel: str) -> Tensor:
-        return self.state.setdefault(
-            f"version/{channel}", torch.zeros(self.nodes, dtype=torch.int64)
-        )
+        return self.state.setdefault(f"version/{channel}", torch.zeros(self.nodes, dtype=torch.int64))
 
     def _known(self, channel: str) -> tuple[Tensor, Tensor]:
         empty = torch.zeros(0, dtype=torch.int64)

@@ -29,15 +29,15 @@ def compare_page(
     folder: str | Path,
     *,
     title: str = "Comparison",
-    factors: Sequence[Sequence[str]] | None = None,
+    factors: tuple[str, str] = ("Row", "Column"),
 ) -> Path:
-    """Write ``report.html`` into the folder (made where missing), whole or not at all.
+    """Write ``compare.html`` into the folder (made where missing), whole or not at all.
 
     Args:
         reports: (name, report), in the order to show.
         title: of the page.
-        factors: the values of each factor, where the runs cross several and are named by their values
-            joined by ``" | "``; a grid of the metric is drawn then. None: found from the names.
+        factors: what the two parts of the names are, where every name is ``"row | column"`` and they
+            cross two factors; a grid of the metric is drawn then.
 
     Raises:
         BadInput: no reports, or two of one name.
@@ -45,27 +45,25 @@ def compare_page(
     folder = Path(folder)
     text = compare_html(reports, title=title, factors=factors)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "report.html"
-    part = folder / "report.html.part"
+    path = folder / "compare.html"
+    part = folder / "compare.html.part"
     part.write_text(text, encoding="utf-8")
     part.replace(path)
     return path
 
 
-def grid_of(
-    names: Sequence[str], factors: Sequence[Sequence[str]] | None = None
-) -> tuple[list[str], list[str]] | None:
+def grid_of(names: Sequence[str]) -> tuple[list[str], list[str]] | None:
     """The rows and columns that names ``"row | column"`` make; more factors share the columns. None
     where the names cross no two factors."""
     pairs = [name.split(BETWEEN, 1) for name in names]
-    if any(len(pair) != 2 for pair in pairs) or (factors is not None and len(factors) < 2):
+    if any(len(pair) != 2 for pair in pairs):
         return None
     rows, columns = ([*dict.fromkeys(pair[i] for pair in pairs)] for i in (0, 1))
     return (rows, columns) if len(rows) > 1 and len(columns) > 1 else None
 
 
 def compare_html(
-    reports: Sequence[tuple[str, Report]], *, title: str, factors: Sequence[Sequence[str]] | None = None
+    reports: Sequence[tuple[str, Report]], *, title: str, factors: tuple[str, str] = ("Row", "Column")
 ) -> str:
     """The page's text. See :func:`compare_page`."""
     names = [name for name, _ in reports]
@@ -205,9 +203,9 @@ def _classes(reports: Sequence[tuple[str, Report]]) -> Figure | None:
     return figure_of([trace], shape)
 
 
-def _grid(told: list[Line], factors: Sequence[Sequence[str]] | None, metric: str | None) -> Figure | None:
+def _grid(told: list[Line], factors: tuple[str, str], metric: str | None) -> Figure | None:
     """The metric over two factors, where the names cross them."""
-    found = grid_of([line.name for line in told], factors)
+    found = grid_of([line.name for line in told])
     if found is None or metric is None:
         return None
     rows, columns = found
@@ -219,8 +217,8 @@ def _grid(told: list[Line], factors: Sequence[Sequence[str]] | None, metric: str
     trace["texttemplate"] = "%{text}"
     trace["hovertemplate"] = "%{y}, %{x}: %{z:.4g}<extra></extra>"
     shape = layout(max(260, 110 + 34 * len(rows)))
-    shape["xaxis"] = axis(type="category", showgrid=False)
-    shape["yaxis"] = axis(type="category", autorange="reversed", showgrid=False)
+    shape["xaxis"] = axis(factors[1], type="category", showgrid=False)
+    shape["yaxis"] = axis(factors[0], type="category", autorange="reversed", showgrid=False)
     return figure_of([trace], shape)
 
 

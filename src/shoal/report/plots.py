@@ -165,25 +165,30 @@ def peer_histogram(report: Report) -> Figure | None:
     if metric is None or values is None or not bool(torch.isfinite(values).any()):
         return None
     good = honest(report, len(values))
-    traces = []
     finite = values[torch.isfinite(values)]
     low, high = float(finite.min()), float(finite.max())
     if high - low < 1e-9:
         low, high = low - 0.05, high + 0.05
-    bins = {"start": low, "end": high + (high - low) * 1e-6, "size": (high - low) / 15}
+    size = (high - low) / 15
+    traces = []
     for label, mask, colour in (("Honest", good, COLOURS[0]), ("Hostile", ~good, BAD)):
-        if bool(mask.any()):
-            traces.append(
-                {
-                    "type": "histogram",
-                    "x": values[mask & torch.isfinite(values)].tolist(),
-                    "name": label,
-                    "xbins": bins,
-                    "autobinx": False,
-                    "marker": {"color": colour, "line": {"color": "#ffffff", "width": 1}},
-                    "hovertemplate": "%{x}: %{y} peers<extra></extra>",
-                }
-            )
+        told = values[mask & torch.isfinite(values)]
+        if not len(told):
+            continue
+        at = ((told - low) / size).floor().long().clamp(0, 14)
+        traces.append(
+            {
+                "type": "bar",
+                "x": [low + (i + 0.5) * size for i in range(15)],
+                "y": torch.bincount(at, minlength=15).tolist(),
+                "width": size,
+                "name": label,
+                "marker": {"color": colour, "line": {"color": "#ffffff", "width": 1}},
+                "text": [f"{low + i * size:.4g} to {low + (i + 1) * size:.4g}" for i in range(15)],
+                "textposition": "none",
+                "hovertemplate": "%{text}: %{y} peers<extra></extra>",
+            }
+        )
     shape = layout(280, barmode="stack", showlegend=len(traces) > 1, bargap=0)
     shape["legend"]["traceorder"] = "normal"
     shape["xaxis"] = axis(f"{title_of(metric)} at the end", range=[low, high])

@@ -48,11 +48,12 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
 def log_axis(
     title: str, values: Sequence[float], show: Callable[[float], str], **more: Any
 ) -> dict[str, Any]:
-    """A logarithmic axis over positive values, with ticks at 1, 2 and 5 times the powers of ten where
-    these are few, else at the powers alone."""
+    """A logarithmic axis over positive values: the fewer powers of ten, the more ticks between them."""
     low, high = math.log10(min(values)), math.log10(max(values))
     powers = range(math.floor(low), math.ceil(high) + 1)
-    steps = (1, 2, 5) if high - low < 2 else (1,)
+    steps: tuple[float, ...] = (1, 2, 5) if high - low < 2 else (1,)
+    if high - low < 0.7:
+        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     every = max(1, len(powers) // 6)
     ticks = [step * 10.0**power for power in powers[::every] for step in steps]
     return axis(

@@ -13,13 +13,12 @@ from rich.text import Text
 
 from shoal.core import Report
 
-from .compare import BETWEEN, grid_of
 from .metrics import BOOKKEEPING, last, low_title, metric_names, title_of
 from .plots import sentence
 from .summary import lines, shared_metric
 from .units import bytes_text, figure, seconds_text
 
-__all__ = ["Live", "comparison", "grid", "summary"]
+__all__ = ["Live", "comparison", "summary"]
 
 
 def summary(report: Report, console: Console | None = None) -> None:
@@ -48,8 +47,8 @@ def summary(report: Report, console: Console | None = None) -> None:
         console.print(Text(f"Report: {report.out}/report.html"), soft_wrap=True)
 
 
-def comparison(reports: Sequence[tuple[str, Report]], console: Console | None = None) -> None:
-    """Print one row a run: mean, worst decile, merged model, bytes, simulated time, wall time."""
+def comparison(reports: Sequence[tuple[str, Report]]) -> Table:
+    """One row a run: mean, worst decile, merged model, bytes, simulated time, wall time."""
     metric = shared_metric(reports)
     told = lines(reports, metric)
     made = Table(show_edge=False, pad_edge=False)
@@ -69,28 +68,7 @@ def comparison(reports: Sequence[tuple[str, Report]], console: Console | None = 
             "–" if line.time is None else seconds_text(line.time),
             seconds_text(line.wall),
         )
-    (console or Console()).print(made)
-
-
-def grid(
-    reports: Sequence[tuple[str, Report]],
-    factors: Sequence[Sequence[str]] | None = None,
-    console: Console | None = None,
-) -> None:
-    """Print the metric of runs named ``"row | column"`` as a grid; nothing where they cross no factors."""
-    metric = shared_metric(reports)
-    found = grid_of([name for name, _ in reports], factors)
-    if found is None or metric is None:
-        return
-    rows, columns = found
-    value = {line.name: figure(line.mean) for line in lines(reports, metric)}
-    made = Table(show_edge=False, pad_edge=False)
-    made.add_column(Text(title_of(metric)))
-    for column in columns:
-        made.add_column(Text(column), justify="right")
-    for row in rows:
-        made.add_row(Text(row), *(value.get(f"{row}{BETWEEN}{column}", "") for column in columns))
-    (console or Console()).print(made)
+    return made
 
 
 class Live:

@@ -64,6 +64,8 @@ class Training(Differentiable):
         if config.limit:
             train = train.head(config.limit, place.seed)
         lists = config.partition.assign(train.y, train.groups, place.n, place.seed)
+        # Feature skew is a property of the peer: its rows are stored as it sees them.
+        x = config.partition.skew(train.x, lists, place.seed)
         own: list[Tensor] = []
         if config.own_test:
             lists, own = hold_out(lists, config.own_test, place.seed)
@@ -72,8 +74,6 @@ class Training(Differentiable):
                 raise BadInput("partition", config.partition.slug, f"leaves peer {peer} without data")
         self.names, self.classes, self.source = train.names, train.classes, train.source
         self.counts = describe(train, lists)
-        # Feature skew is a property of the peer: its rows are stored as it sees them.
-        x = config.partition.skew(train.x, lists, place.seed)
         self.x, self.y = x.to(place.dtype), train.y
         self.test_x, self.test_y = test.x.to(place.dtype), test.y
         mine = place.peers.tolist()
@@ -109,9 +109,7 @@ class Training(Differentiable):
         draws = Draws(self.place.seed, f"batch/{first}", self.peers, tick)
         return self.shards.sample(draws.integers(self.shards.size, steps, size)), None
 
-    def fetch(
-        self, index: Tensor, tick: int, step: int, rows: Rows = slice(None)
-    ) -> tuple[Tensor, Tensor]:
+    def fetch(self, index: Tensor, tick: int, step: int, rows: Rows = slice(None)) -> tuple[Tensor, Tensor]:
         """Inputs [p, B, ...] and targets [p, B] of the data ``index`` [p, B] for the block's peers
         ``rows``, poisoned where hostile."""
         x, y, _ = Batches(self.x, self.y, index[:, None])(slice(None), 0)
@@ -173,14 +171,10 @@ class Training(Differentiable):
         time (0: all at once); a peer with more data takes more steps. Returns new models [P, D]."""
         if batch == 0:
             index, weight = self.batch(tick, epochs, 0)
-            return self._descend(
-                x, tick, index, weight, epochs, lr, momentum, weight_decay, active
-            )
+            return self._descend(x, tick, index, weight, epochs, lr, momentum, weight_decay, active)
         draws = [Draws(self.place.seed, f"epoch/{e}", self.peers, tick) for e in range(epochs)]
         index, weights, steps = self.shards.passes(draws, batch)
-        return self._descend(
-            x, tick, index, weights.to(x.dtype), steps, lr, momentum, weight_decay, active
-        )
+        return self._descend(x, tick, index, weights.to(x.dtype), steps, lr, momentum, weight_decay, active)
 
     def _descend(
         self,
@@ -231,7 +225,10 @@ class Training(Differentiable):
     # -- measuring -----------------------------------------------------------------------------------
 
     def predict(self, x: Tensor, inputs: Tensor) -> Tensor:
-        """Outputs [P, N, C] of every model on shared inputs [N, ...], a few peers at a time."""
+        """Outputs [P, N, C] of every model on shared inputs [N, ...]; one model shown to all peers
+        (an expanded row) is asked once."""
+        if len(x) > 1 and x.stride(0) == 0:
+            return self.model.logits(x[:1], inputs).expand(len(x), -1, -1)
         return self.model.logits(x, inputs)
 
     def score(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:

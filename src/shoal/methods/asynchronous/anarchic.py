@@ -80,7 +80,9 @@ class _Anarchic(Method):
         stale = torch.zeros(ctx.n, dtype=torch.int64) if tick.stale is None else tick.stale
         late = stale[tick.active]
         if len(late) and int(late.max()) >= self.versions:
-            raise BadInput("versions", self.versions, f"more than the clock's largest delay, {int(late.max())}")
+            raise BadInput(
+                "versions", self.versions, f"more than the clock's largest delay, {int(late.max())}"
+            )
         x = ctx.net.cast(s.server, tick, like=s.x, pick=stale)
         active = ctx.mine(tick.active)
         steps = torch.full_like(stale, self.local_steps) if tick.steps is None else tick.steps

@@ -54,6 +54,10 @@ class DecAvg(Descent):
         "rounds": 60,
     }
 
+    trial: ClassVar[dict[str, Any]] = {
+        "network": {"graph": "ring", "weights": "uniform", "clock": "disruption(at=1, fraction=0.2)"}
+    }
+
     def step(self, s: Models, tick: Tick, ctx: Context[Training]) -> Models:
         omega = ctx.task.sizes.to(s.x.dtype) if self.sizes else torch.ones(len(s.x), dtype=s.x.dtype)
         sums = ctx.net.mix({"x": s.x * omega[:, None], "omega": omega}, tick)

@@ -70,7 +70,7 @@ class VarianceCorrected(Descent):
             "name": "supervised",
             "data": "mnist14",
             "partition": "iid",
-            "model": {"name": "mlp", "hidden": [32, 32], "initial": "xavier"},
+            "model": {"name": "mlp", "hidden": [32, 32], "init": "xavier"},
         },
         "network": {"graph": "random-regular(degree=4)"},
         "peers": 20,

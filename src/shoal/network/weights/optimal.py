@@ -23,7 +23,7 @@ from .degree import rest
 
 __all__ = ["Optimal", "optimal_rates"]
 
-LIMIT = 128
+LIMIT = 64
 Array = Any
 
 
@@ -82,7 +82,7 @@ def _rates(n: int, pairs: tuple[tuple[int, int], ...]) -> Array:
 class Optimal(Weighting):
     """The symmetric W on the graph's edges, W1 = 1, of least ||W - J||_2. Weights may be negative.
 
-    For at most 128 peers on a connected, undirected graph.
+    For at most 64 peers (about a minute there) on a connected, undirected graph.
     """
 
     def __call__(self, n: int, src: Tensor, dst: Tensor) -> Weights:
@@ -96,7 +96,7 @@ def optimal_rates(n: int, src: Tensor, dst: Tensor) -> Tensor:
     """The shares of a total gossip rate that make lambda_2(sum_e rate_e L_e) largest.
 
     Args:
-        n: peers, at most 128.
+        n: peers, at most 64 (some 15 seconds there).
         src, dst: int64 [E], both directions of every edge of a connected graph.
 
     Returns:

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from shoal.core import BadInput
+from shoal.network.graphs.base import undirected
 
 from .base import Weighting, Weights, weightings
 from .degree import rest
@@ -46,7 +47,6 @@ class Sinkhorn(Weighting):
         else:
             raise BadInput("weights", self.slug, f"not converged in {self.passes} passes; use metropolis")
         # On an undirected graph both scalings agree up to a factor; their mean makes W symmetric.
-        ratio = row / column
-        if np.ptp(ratio) <= 1e-6 * ratio.max():
+        if undirected(n, src, dst):
             row = column = np.sqrt(row * column)
         return rest(n, dst, torch.from_numpy(row)[dst] * torch.from_numpy(column)[src])

@@ -121,7 +121,9 @@ def hold_out(lists: list[Tensor], share: float, seed: int) -> tuple[list[Tensor]
     order = torch.from_numpy(np.lexsort((key.numpy(), owner.numpy())))
     start = torch.cumsum(size, 0) - size
     rank = torch.arange(len(flat)) - start[owner]  # owner is sorted: order keeps each peer's places
-    held = torch.minimum((size * share).round().to(torch.int64).clamp(min=1), size - 1).clamp(min=0)
+    held = torch.minimum((size.double() * share).round().to(torch.int64).clamp(min=1), size - 1).clamp(
+        min=0
+    )
     aside = torch.zeros(len(flat), dtype=torch.bool)
     aside[order] = rank < held[owner]
     train = torch.split(flat[~aside], (size - held).tolist())

@@ -31,10 +31,12 @@ class Gaussian(Stage):
     Args:
         clip: bound on the norm.
         sigma: noise multiplier; 0 only clips.
+        delta: at which the report states epsilon; the messages do not depend on it.
     """
 
     clip: Annotated[float, Meta(gt=0)] = 1.0
     sigma: Annotated[float, Meta(ge=0)] = 1.0
+    delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
     incremental = True
     noisy = True
 
