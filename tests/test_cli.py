@@ -19,7 +19,9 @@ SMALL = ["--peers", "4", "--rounds", "4", "--seed", "3", "--set", "local_steps=1
 def shoal(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "shoal.cli", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=240, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=env, timeout=240, check=False
+    )
 
 
 def test_run_json_is_the_last_line(tmp_path):
@@ -148,7 +150,9 @@ class Sluggish(Method):
 
 def test_a_method_in_a_users_own_file(tmp_path):
     (tmp_path / "my.py").write_text(MINE)
-    done = shoal("run", "my.py:Sluggish", "--peers", "4", "--rounds", "6", "--set", "lr=0.2", "--json", cwd=tmp_path)
+    done = shoal(
+        "run", "my.py:Sluggish", "--peers", "4", "--rounds", "6", "--set", "lr=0.2", "--json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["metrics"]["accuracy"] > 0.2
     done = shoal("conform", "my.py:Sluggish", "--json", cwd=tmp_path)
@@ -157,7 +161,9 @@ def test_a_method_in_a_users_own_file(tmp_path):
 
 
 def test_conform_finds_what_is_wrong(tmp_path):
-    (tmp_path / "my.py").write_text(MINE.replace("return State(ctx.net.mix(x", "s.x.add_(1)\n        return State(ctx.net.mix(x"))
+    (tmp_path / "my.py").write_text(
+        MINE.replace("return State(ctx.net.mix(x", "s.x.add_(1)\n        return State(ctx.net.mix(x")
+    )
     done = shoal("conform", "my.py:Sluggish", cwd=tmp_path)
     assert done.returncode == 1 and "pure" in done.stdout
 
@@ -184,7 +190,10 @@ def test_kill_and_resume_gives_the_same_result(tmp_path):
 def test_interrupt_leaves_a_report(tmp_path):
     args = ["run", "dsgd", "--peers", "8", "--rounds", "20000", "--out", "o", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "shoal.cli", *args], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "shoal.cli", *args],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     until = time.monotonic() + 60
     while not (tmp_path / "o" / "checkpoint.safetensors").exists() and time.monotonic() < until:

@@ -10,12 +10,30 @@ import pytest
 from shoal.experiment import run
 
 FACTORS = {
-    "rule": ["mean", "median", "trimmed-mean", "krum", "geometric-median", "centered-clip", "norm-clip", "multi-krum"],
+    "rule": [
+        "mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "centered-clip",
+        "norm-clip",
+    ],
     "attack": ["sign-flip", "noise(sigma=1)", "alie", "ipm", "label-flip", "backdoor"],
-    "codec": ["", "bf16", "topk(fraction=0.1)", "int8", "sign", "randk(fraction=0.2)", "gaussian(clip=1,sigma=0.01)"],
-    "graph": ["complete", "ring", "torus", "exponential", "erdos-renyi(p=0.5)", "random-regular(degree=4)", "one-peer-exponential"],
+    "codec": [
+        "", "bf16", "topk(fraction=0.1)", "int8", "sign", "randk(fraction=0.2)",
+        "gaussian(clip=1,sigma=0.01)",
+    ],
+    "graph": [
+        "complete", "ring", "torus", "exponential", "erdos-renyi(p=0.5)", "random-regular(degree=4)",
+        "one-peer-exponential",
+    ],
     "method": ["dsgd", "fedavg", "dfedsam", "single-merge"],
 }  # fmt: skip
+
+
+Pair = tuple[int, str, int, str]
+
+
+def _gain(row: list[str | None], i: int, value: str, left: set[Pair]) -> int:
+    """How many uncovered pairs ``value`` in column ``i`` would cover."""
+    others = [(j, v) for j, v in enumerate(row) if v is not None]
+    return sum(((i, value, j, v) if i < j else (j, v, i, value)) in left for j, v in others)
 
 
 def covering(factors: dict[str, list[str]]) -> list[tuple[str, ...]]:
@@ -34,13 +52,7 @@ def covering(factors: dict[str, list[str]]) -> list[tuple[str, ...]]:
         row[a], row[b] = x, y
         for i, name in enumerate(names):
             if row[i] is None:
-                def gain(v: str, i: int = i) -> int:
-                    pairs = ((min(i, j), max(i, j), j) for j in range(len(names)) if row[j] is not None)
-                    return sum(
-                        ((p, v, q, row[q]) if p == i else (p, row[p], q, v)) in left for p, q, _ in pairs
-                    )
-
-                row[i] = max(factors[name], key=gain)
+                row[i] = max(factors[name], key=lambda v, i=i, row=row: _gain(row, i, v, left))
         done = tuple(str(v) for v in row)
         rows.append(done)
         left -= {(a, done[a], b, done[b]) for a, b in itertools.combinations(range(len(names)), 2)}
@@ -51,9 +63,7 @@ ROWS = covering(FACTORS)
 
 
 def test_the_array_covers_all_pairs():
-    pairs = {
-        (a, r[a], b, r[b]) for r in ROWS for a, b in itertools.combinations(range(len(FACTORS)), 2)
-    }
+    pairs = {(a, r[a], b, r[b]) for r in ROWS for a, b in itertools.combinations(range(len(FACTORS)), 2)}
     sizes = [len(v) for v in FACTORS.values()]
     assert len(pairs) == sum(p * q for p, q in itertools.combinations(sizes, 2))
     assert len(ROWS) < 0.05 * math.prod(sizes)
@@ -65,8 +75,20 @@ def test_combination_runs(row):
     fields = {"epochs": 1} if method == "fedavg" else {"local_steps": 1}
     report = run(
         method,
-        task={"name": "supervised", "data": "digits", "model": {"name": "mlp", "hidden": [8]}, "limit": 200},
-        network={"graph": graph, "clock": "rounds", "codec": codec, "rule": rule, "attack": attack, "hostile": 0.2},
+        task={
+            "name": "supervised",
+            "data": "digits",
+            "model": {"name": "mlp", "hidden": [8]},
+            "limit": 200,
+        },
+        network={
+            "graph": graph,
+            "clock": "rounds",
+            "codec": codec,
+            "rule": rule,
+            "attack": attack,
+            "hostile": 0.2,
+        },
         peers=10,
         rounds=2,
         every=2,

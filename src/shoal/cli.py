@@ -63,7 +63,7 @@ def _table(value: Any, path: str) -> dict[str, Any]:
 
 
 def _default_out(system: str) -> Path:
-    name = Path(system).stem if system.endswith(".toml") else system.split(":")[-1]
+    name = Path(system).stem if system.endswith(".toml") else system.rsplit(":", maxsplit=1)[-1]
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 

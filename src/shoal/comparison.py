@@ -104,7 +104,7 @@ def compare_systems(
     reports = compare(plans, out=folder, quiet=quiet, factors=two)
     if not quiet:
         console = Console()
-        comparison(list(reports.items()), console)
+        comparison(list(reports.items()))
         if len(factors) == 2:
             console.print(grid(list(reports.items()), factors[0][1], factors[1][1]))
         console.print(f"\n{folder / 'compare.html'}")

@@ -61,7 +61,7 @@ def demo(out: Path, rounds: int, *, quiet: bool = False) -> list[dict[str, Any]]
     reports = compare(runs, out=out, quiet=quiet, title="64 peers, no server, 10 % hostile: MNIST digits")
     if not quiet:
         console = Console(soft_wrap=True)
-        comparison(list(reports.items()), console)
+        console.print(comparison(list(reports.items())))
         best = out / folder_of("D-SGD, robust rule") / "model.safetensors"
         console.print(f"\nReport: [bold]{out / 'compare.html'}[/]\n\nThe learned model, in three lines:")
         console.print("  import shoal, torch", markup=False)

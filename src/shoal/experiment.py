@@ -20,9 +20,10 @@ _PLAN = {"task", "network", "peers", "rounds", "seed", "every", "dtype"}
 
 
 def merge(low: Any, high: Any) -> Any:
-    """Tables field by field; ``high`` wins. A name (string) and a table of fields become one table."""
+    """Tables field by field; ``high`` wins. A table with a name is a whole part and replaces the old
+    one; a table without changes some fields of the old one, which may be written as a name."""
     if isinstance(low, Mapping) and isinstance(high, Mapping):
-        if "name" in high and high["name"] != low.get("name"):
+        if "name" in high:
             return dict(high)
         out = dict(low)
         for key, value in high.items():

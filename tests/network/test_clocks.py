@@ -18,6 +18,8 @@ from shoal.network.network import Network
 
 
 def run(clock, n=12, total=20, seed=0, graph="complete", first=0, state=None):
+    if not isinstance(clock, str):
+        clock = tuple(clocks(c) for c in (clock if isinstance(clock, tuple) else (clock,)))
     net = Network(graph=graph, clock=clock)
     return [t for t, _ in net.ticks(n, seed, total, first, state)]
 
@@ -50,13 +52,13 @@ SLUGS = ["poisson-peer", "poisson-edge", "poisson-pair"]
     n=st.integers(4, 20).map(lambda k: 2 * k),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_groups_equal_one_at_a_time(slug, graph, n, seed):
     grouped = run({"name": slug}, n, 20, seed, graph)
-    single = run({"name": slug, "group": False}, n, 160, seed, graph)
+    single = run({"name": slug, "group": False}, n, 120, seed, graph)
     a, b = same_up_to(history(grouped, n), history(single, n))
     assert a == b and sum(map(len, a)) > 20
-    assert all(int(t.active.sum()) + t.graph.edges <= 3 for t in single)
+    assert all(int(t.active.sum()) + t.graph.edges <= 4 for t in single)
 
 
 def test_groups_equal_one_at_a_time_while_peers_are_down():
@@ -266,7 +268,7 @@ def test_disruption():
 
 
 @given(m=st.integers(1, 12), delay=st.integers(0, 6), seed=st.integers(0, 50))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_arrivals_invariants(m, delay, seed):
     clock = {"name": "arrivals", "m": m, "delay_max": delay, "steps": (2, 5), "spread": 3.0}
     last = torch.full((12,), -1)
@@ -295,11 +297,11 @@ def test_arrivals_rates():
     """20 : 1 by number; one return a tick meets the rates exactly, and so does time."""
     rate = spread_rates(50, 20.0)
     assert float(rate[0] / rate[-1]) == pytest.approx(20) and float(rate.mean()) == pytest.approx(1)
-    ticks = run("arrivals(m=1, spread=20)", 10, 4000)
+    ticks = run("arrivals(m=1, spread=20)", 10, 2000)
     rate = spread_rates(10, 20.0)
     share = torch.stack([t.active for t in ticks]).double().mean(0)
-    assert torch.allclose(share, rate / rate.sum(), atol=0.03)
-    assert float(ticks[-1].time.max()) == pytest.approx(4000 / 10, rel=0.05)
+    assert torch.allclose(share, rate / rate.sum(), atol=0.04)
+    assert float(ticks[-1].time.max()) == pytest.approx(2000 / 10, rel=0.07)
 
 
 def test_compute_times():
@@ -336,9 +338,10 @@ def test_clocks_chain():
 def test_every_clock_is_deterministic_and_saves_its_state(slug, tmp_path):
     net = Network(graph="ring", clock=slug)
     a, b = (list(net.ticks(16, 5, 15, 0, None)) for _ in range(2))
-    for (s, held), (t, _) in zip(a, b, strict=True):
+    for (s, _), (t, _) in zip(a, b, strict=True):
         assert torch.equal(s.active, t.active) and torch.equal(s.time, t.time)
         assert torch.equal(s.graph.weight, t.graph.weight)
+    held = a[-1][1]
     tree.save(held, tmp_path / "state")
     back = tree.load(held, tree.read(tmp_path / "state"))
     assert tree.leaves(back).keys() == tree.leaves(held).keys()
@@ -351,10 +354,12 @@ def test_every_clock_is_deterministic_and_saves_its_state(slug, tmp_path):
     [
         "participation(fraction=1.5)", "participation(rates=[0.5])", "stragglers(factor=0.5)",
         "churn(leave=0.6, crash=0.6)", "disruption(fraction=1)", "disruption(who=hubs)", "arrivals(m=0)",
-        "arrivals(delay_max=-1)", "arrivals(steps=[0, 3])", "arrivals(steps=[3, 2])", "arrivals(spread=0.5)",
+        "arrivals(delay_max=-1)", "arrivals(steps=[0, 3])", "arrivals(steps=[3, 2])",
+        "arrivals(spread=0.5)",
         "compute-times(m=0)", "compute-times(m=2, window=1)", "poisson-peer(rates=[0])",
         "poisson-pair(gradients=0)", "poisson-edge(rates=best)",
-        {"name": "churn", "schedule": [[3, "explode", 0.5]]}, {"name": "churn", "schedule": [[3, "crash", 2.0]]},
+        {"name": "churn", "schedule": [[3, "explode", 0.5]]},
+        {"name": "churn", "schedule": [[3, "crash", 2.0]]},
     ],
 )  # fmt: skip
 def test_refused_at_once(clock):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.core import BadInput, Place, Tick, Work
+from shoal.core import BadInput, Place, Work
 from shoal.network.exchange import LocalExchange
 from shoal.network.network import Network
 
@@ -39,7 +39,9 @@ def test_mix_of_a_tree_sends_numbers_exactly():
     assert torch.allclose(mixed["x"], ticks[0].graph.matrix() @ x, atol=0.02)
 
 
-@pytest.mark.parametrize("codec", ["int8", "qsgd", "topk(fraction=0.3)", "randk(fraction=0.3)", "sign", "bf16"])
+@pytest.mark.parametrize(
+    "codec", ["int8", "qsgd", "topk(fraction=0.3)", "randk(fraction=0.3)", "sign", "bf16"]
+)
 def test_compressed_mixing_keeps_the_mean_and_contracts(codec):
     exchange, _ = setting(codec=codec, graph="complete", gamma=0.3)
     ticks = [t for t, _ in exchange.network.ticks(8, 0, 200, 0, None)]
@@ -134,7 +136,12 @@ def test_state_resumes_to_the_same_messages():
 
 
 def test_bad_networks_are_one_line():
-    for bad in ({"hostile": 0.1}, {"hostile": 1.5, "attack": "nan"}, {"gamma": 0.0}, {"links": {"loss": 1.0}}):
+    for bad in (
+        {"hostile": 0.1},
+        {"hostile": 1.5, "attack": "nan"},
+        {"gamma": 0.0},
+        {"links": {"loss": 1.0}},
+    ):
         with pytest.raises(BadInput):
             Network(**bad)
     with pytest.raises(BadInput, match="did you mean ring"):

@@ -168,12 +168,15 @@ def test_sbm_frequencies():
     assert between / (40 * 40 * 30) == pytest.approx(0.1, abs=0.01)
 
 
-def test_geometric_equals_brute_force():
-    src, dst = topologies("geometric(radius=0.5)").edges(30, 3, 0)
-    g = as_networkx("geometric(radius=0.5)", 30, 3)
-    assert networkx.is_connected(g) and g.number_of_edges() * 2 == len(src)
-    near, far = as_networkx("geometric(radius=1.5)", 10), networkx.complete_graph(10)
-    assert set(near.edges) == set(far.edges)
+def test_geometric_is_monotone_in_the_radius():
+    far = networkx.complete_graph(30)
+    for radius in (1.5, 0.8, 0.5):
+        near = as_networkx({"name": "geometric", "radius": radius, "connected": False}, 30, 3)
+        assert set(near.edges) <= set(far.edges)
+        # A disc of that radius holds about pi r^2 of the square, less what the border cuts off.
+        share = near.number_of_edges() / math.comb(30, 2)
+        assert share == pytest.approx({1.5: 1.0, 0.8: 0.85, 0.5: 0.5}[radius], abs=0.12)
+        far = near
 
 
 def test_random_peer():
@@ -271,6 +274,7 @@ def test_networkx_graphs():
     ("spec", "n", "field"),
     [
         ("hypercube", 12, "peers"),
+        ("complete", 10_001, "peers"),
         ("torus(rows=5)", 16, "rows"),
         ("star(hub=9)", 9, "hub"),
         ("barbell(bridge=7)", 8, "bridge"),

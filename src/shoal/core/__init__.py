@@ -15,7 +15,8 @@ from .time import Clock, Topology, clocks, topologies
 from .wire import Coder, Frames, Layout, Link, Packer, Stage, codecs
 
 __all__ = [
-    "Attack", "BadInput", "Clock", "Coder", "Context", "Differentiable", "Draws", "Frames", "Graph", "Inbox",
+    "Attack", "BadInput", "Clock", "Coder", "Context", "Differentiable", "Draws", "Frames", "Graph",
+    "Inbox",
     "Layout", "Link", "Method", "MissingExtra", "Net", "Outbox", "Packer", "Part", "Place",
     "Registry", "Report", "Rule", "RunFailed", "Scene", "ShoalError", "Stage", "Task", "Tick",
     "Topology", "Work", "attacks", "clocks", "codecs", "literal", "methods", "need", "philox",

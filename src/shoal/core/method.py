@@ -17,11 +17,11 @@ from .tick import Tick
 
 __all__ = ["Context", "Method", "methods"]
 
-W = TypeVar("W", bound=Work)
+W_co = TypeVar("W_co", bound=Work, covariant=True)
 
 
 @dataclass(frozen=True)
-class Context(Generic[W]):
+class Context(Generic[W_co]):
     """What a method may touch: its block of peers, their task, and the network to the others.
 
     Args:
@@ -31,7 +31,7 @@ class Context(Generic[W]):
         total: ticks planned.
     """
 
-    task: W
+    task: W_co
     net: Net
     seed: int
     total: int

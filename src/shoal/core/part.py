@@ -45,9 +45,10 @@ def literal(text: str) -> Any:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool) and hint is float:
-        return float(value)
-    return msgspec.convert(value, hint, strict=True, dec_hook=_keep)
+    try:
+        return msgspec.convert(value, hint, strict=True, dec_hook=_keep)
+    except TypeError:
+        return value  # a hint that only the type checker understands
 
 
 def _keep(kind: type, value: Any) -> Any:
@@ -73,16 +74,12 @@ class Part(ABC):
             hint = _hints(type(self))[field.name]
             registry = field.metadata.get("registry")
             try:
-                if registry is not None:
-                    object.__setattr__(self, field.name, registry(value))
-                elif not isinstance(value, Part):
-                    object.__setattr__(self, field.name, _convert(value, hint))
+                made = registry(value) if registry is not None else _convert(value, hint)
             except msgspec.ValidationError as error:
                 raise BadInput(field.name, value, str(error).split(" - at")[0].lower()) from None
             except BadInput as error:
                 raise error.under(field.name) from None
-            except TypeError:
-                continue  # a hint that only the type checker understands
+            object.__setattr__(self, field.name, made)
         self.check()
 
     def check(self) -> None:
@@ -242,7 +239,7 @@ class Registry(Generic[T]):
 
     def many(self, value: Any) -> tuple[T, ...]:
         """Several parts, from a list or from one string joined by ``+``."""
-        if value is None or value in {"", "none"}:
+        if value is None or (isinstance(value, str) and value in {"", "none"}):
             return ()
         if isinstance(value, str):
             value = list(re.split(r"\+(?![^(]*\))", value))

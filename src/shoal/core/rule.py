@@ -31,6 +31,19 @@ class Rule(Part):
         """[P, D]. A receiver with too few messages for the rule keeps its own value (or, having
         none, takes the mean of what came)."""
 
+    def least(self) -> int:
+        """The least number of messages, the own value included, with which the rule can ever work."""
+        return 1
+
+    def enough(self, votes: Tensor, received: Tensor) -> Tensor:
+        """Whether the rule can work with these numbers of messages: bool, the arguments' shape.
+
+        Args:
+            votes: int64, messages that take part, the own value included.
+            received: int64, those that came from others.
+        """
+        return votes >= 1
+
     @staticmethod
     def count(f: float, messages: Tensor) -> Tensor:
         """How many hostile messages to assume: ``f`` itself from 1 up, else that share, rounded up."""

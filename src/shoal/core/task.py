@@ -60,6 +60,10 @@ class Work:
         """What the report shows of an output: scalars, or one value per peer [P]."""
         return {}
 
+    def notes(self) -> list[str]:
+        """Lines that a reader of the report must see: simulated responders, unmet assumptions."""
+        return []
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the task, as named leaves."""
         return {"spent": self.spent}

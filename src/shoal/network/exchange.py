@@ -55,6 +55,7 @@ class LocalExchange:
         self.clock = LinkClock(network.links, network.speed(n, seed), seed)
         self.refused = torch.zeros(n + 1, dtype=torch.int64)
         self.releases = torch.zeros(n, dtype=torch.int64)
+        self.fallbacks = 0
         self._matrices: dict[int, tuple[Graph, Tensor, Tensor]] = {}
 
     # -- the verbs ---------------------------------------------------------------------------------
@@ -69,6 +70,9 @@ class LocalExchange:
             flat = self._average(packed.flat, sent, graph, gamma)
         else:
             inbox = self._inbox(sent, graph, packed.flat)
+            received = inbox.mask.sum(1)
+            short = ~self.network.rule.enough(received + 1, received) & (received > 0)
+            self.fallbacks += int(short.sum())
             flat = self.network.rule(inbox)
             if gamma != 1:
                 flat = packed.flat + gamma * (flat - packed.flat)
@@ -207,6 +211,7 @@ class LocalExchange:
         held = {f"memory/{k}": v for k, v in self.memory.state.items()}
         held |= {f"meter/{k}": v for k, v in self.meter.state().items()}
         held |= {"now": self.clock.now, "seen": self.clock.seen}
+        held |= {"fallbacks": torch.tensor(self.fallbacks)}
         return held | {"refused": self.refused, "releases": self.releases}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -214,6 +219,7 @@ class LocalExchange:
         self.meter.restore({k[6:]: v for k, v in state.items() if k.startswith("meter/")})
         self.clock.now, self.clock.seen = state["now"], state["seen"]
         self.refused, self.releases = state["refused"], state["releases"]
+        self.fallbacks = int(state["fallbacks"])
 
     def settle(self, tick: Tick) -> float:
         """Close a tick; returns the simulated time at which its last peer was done, in seconds."""

@@ -43,7 +43,7 @@ def _links(value: Any) -> Links:
 
 
 def _attack(value: Any) -> Attack | None:
-    return None if value in (None, "", "none") else attacks(value)
+    return None if value is None or value in ("", "none") else attacks(value)
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,9 @@ class Network(Part):
                 check_weights(graph, symmetric=symmetric, connected=connected)
         except BadInput as error:
             raise error.under("network") from None
+        if self.rule.least() > max(n, 1):
+            allowed = f"needs at least {self.rule.least()} messages; there are {n} peers"
+            raise BadInput("network.rule", self.rule.slug, allowed)
         return graph
 
     def ticks(self, n: int, seed: int, total: int, first: int, state: Any) -> Iterator[tuple[Tick, Any]]:

@@ -126,7 +126,7 @@ class BlockNet:
         rule: Rule | None = None,
         channel: str = "x",
     ) -> Tree:
-        part = {"x": x} | ({} if base is None else {"base": base})
+        part: dict[str, Any] = {"x": x} | ({} if base is None else {"base": base})
         part |= {} if held is None else {"held": held}
         part |= {} if weight is None else {"weight": weight}
 

@@ -149,6 +149,12 @@ class Session:
         report.final["refused_messages"] = int(net.refused.sum())
         report.final["messages"] = net.meter.messages
         report.final |= self.plan.network.spent_privacy(net.releases)
+        report.notes += self.work.notes()
+        if net.fallbacks:
+            report.notes.append(
+                f"The rule {self.plan.network.rule.slug} had too few messages {net.fallbacks} times; "
+                "the receiver then kept its own model. More neighbours, or a smaller f, would help."
+            )
         report.wall_s = self._wall()
         return report
 

@@ -208,17 +208,14 @@ class Dealings(Work):
             ``agreement``: Spearman's correlation of a peer's view of the honest others with exact
             personalised PageRank (decay 0.15) on all feedback; ``sybil_share`` of the reputation
             given, and ``sybil_gain``, Sybils' reputation in units of their attacker's. NaN where a
-            peer sees nobody.
+            peer sees nobody, and for Sybils.
         """
-        rows = [
-            _spearman(np.delete(a, own), np.delete(b, own))
-            for own, a, b in zip(
-                self.peers.tolist(),
-                output[:, : self.honest].numpy(),
-                self.views[:, : self.honest].numpy(),
-                strict=True,
-            )
-        ]
+        rows = []
+        views, exact = output[:, : self.honest].numpy(), self.views[:, : self.honest].numpy()
+        for own, view, truth in zip(self.peers.tolist(), views, exact, strict=True):
+            # A Sybil is not among the honest; what it thinks is of no interest.
+            others = np.arange(self.honest) != own
+            rows.append(_spearman(view[others], truth[others]) if own < self.honest else float("nan"))
         figures: dict[str, float | Tensor] = {"agreement": torch.tensor(rows, dtype=torch.float64)}
         if self.attacker >= 0:
             genuine = self.peers < self.honest
@@ -238,7 +235,7 @@ class Dealings(Work):
         sums: list[Counter[tuple[int, int]]] = [Counter() for _ in range(self.config.periods)]
         columns = (period.tolist(), log.source.tolist(), log.target.tolist(), log.weight.tolist())
         for p, a, b, w in zip(*columns, strict=True):
-            sums[p][a, b] += w  # type: ignore[assignment]
+            sums[p][a, b] += w
         given: list[list[list[list[Any]]]] = []
         for pairs in sums:
             each: list[list[list[Any]]] = [[] for _ in range(self.n)]

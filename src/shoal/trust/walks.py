@@ -246,6 +246,8 @@ class DecayWalks(Part):
             reached = graph.follow(here, word[:, 1])
             stuck[alive[reached < 0]] = True
             alive, here = alive[reached >= 0], reached[reached >= 0]
+            if not len(alive):
+                break
             column = torch.full((len(at),), -1, dtype=torch.int64)
             column[alive] = here
             columns.append(column)

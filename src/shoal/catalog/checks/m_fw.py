@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ from shoal.catalog.arms import arm
 from shoal.catalog.claims import Bound, Claim, Progress, claim
 from shoal.core import Report
 
-COMMON: dict[str, Any] = {"peers": 8, "rounds": 3000, "every": 20, "dtype": "float64"}
+COMMON: dict[str, Any] = {"peers": 8, "rounds": 3000, "every": 1, "dtype": "float64"}
 PROBLEMS: dict[str, dict[str, Any]] = {
     "logistic": {"task": "logistic", "region": "l1(radius=5)"},
     "portfolio": {"task": "log-portfolio(assets=200)", "region": "simplex"},
@@ -27,9 +28,9 @@ def slope(report: Report, first: int = 20) -> float:
 
 
 def rises(report: Report) -> float:
-    """Measurements at which F stands above the one before, beyond rounding."""
+    """Rounds after which F stands above its value before, beyond rounding."""
     _, loss = report.curve("loss")
-    return float(sum(not b <= a + 1e-12 * abs(a) for a, b in zip(loss, loss[1:], strict=False)))
+    return float(sum(not b <= a + 1e-12 * abs(a) for a, b in pairwise(loss)))
 
 
 @claim("m-fw")

@@ -164,9 +164,7 @@ class DADAO(Method):
         # Not by eigenvectors: they are all but dependent where q is small.
         move = torch.linalg.matrix_exp(spent[rows, None, None] * flow).to(held.dtype)
         after = torch.bmm(move, held)
-        fresh = {
-            name: getattr(s, name).index_copy(0, rows, after[:, k]) for k, name in enumerate(_NAMES)
-        }
+        fresh = {name: getattr(s, name).index_copy(0, rows, after[:, k]) for k, name in enumerate(_NAMES)}
         return replace(s, **fresh, time=time)
 
     def step(self, s: Momenta, tick: Tick, ctx: Context[Differentiable]) -> Momenta:

@@ -42,7 +42,7 @@ def _update(x: Tensor, scalars: Tensor, z: Tensor, lr: float) -> Tensor:
 @methods.register("just-one-byte")
 @dataclass(frozen=True)
 class JustOneByte(Method):
-    """g = [L(x + eps z) - L(x - eps z)] / 2 eps with z from (seed, peer, tick); x <- x - lr sum g z / sqrt(N).
+    """g = [L(x + eps z) - L(x - eps z)] / 2 eps, z from (seed, peer, tick); x <- x - lr sum g z / sqrt(N).
 
     Everyone must hear everyone (graph ``complete``); what some peers miss sets them apart.
 

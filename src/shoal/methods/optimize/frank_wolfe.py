@@ -144,16 +144,12 @@ class FrankWolfe(Method):
             back = ctx.net.pool(trial, tick, held=lost, channel="trial")
             then = torch.stack([f.to(torch.float64) for f in back["f"]], 1)
             then = then.where(torch.stack(back["outside"], 1) == 0, torch.inf)
-            gamma, scale = self.choose(
-                torch.stack(steps, 1), now, then, s.scale, gap, size
-            )
+            gamma, scale = self.choose(torch.stack(steps, 1), now, then, s.scale, gap, size)
             taken = ctx.net.cast(gamma, tick, to=everyone, like=torch.zeros_like(taken))
             taken = taken * (down["steps"][0] > 0)
         x = s.x + taken[:, None].to(s.x.dtype) * move
         z = s.z + gamma[:, None].to(dtype) * (v - s.z)
-        return Iterate(
-            x, z, d, scale, gap, torch.minimum(gap, s.best), s.refused + (gamma == 0)
-        )
+        return Iterate(x, z, d, scale, gap, torch.minimum(gap, s.best), s.refused + (gamma == 0))
 
     def measure(self, s: Iterate, tick: Tick, ctx: Context[Any]) -> dict[str, float | Tensor]:
         if not len(s.z):

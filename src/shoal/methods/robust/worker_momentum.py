@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from msgspec import Meta
 from torch import Tensor
 
-import torch
 from shoal.core import Context, Differentiable, Method, Tick, methods
 
 __all__ = ["WorkerMomentum", "Workers"]

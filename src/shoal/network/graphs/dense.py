@@ -26,6 +26,8 @@ class Complete(Topology):
     """Everyone with everyone; Metropolis weights give W = J = 11'/n."""
 
     def edges(self, n: int, seed: int, tick: int) -> Edges:
+        if n > 10_000:
+            raise BadInput("peers", n, "at most 10000 on a complete graph, which has n^2 edges")
         i = torch.arange(n * n)
         src, dst = i % n, i // n
         away = src != dst

@@ -1,0 +1,1 @@
+"""Inference together: peers answer, judge each other and agree."""
