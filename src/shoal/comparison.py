@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shoal.core import BadInput, Report
+from shoal.core.part import split_list
 
 from .experiment import merge, plan_of, prepare_folder, run
 from .runtimes.base import Plan
@@ -60,10 +61,6 @@ def folder_of(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
-def _values(text: str) -> list[str]:
-    return [v.strip() for v in re.split(r",(?![^(\[]*[)\]])", text) if v.strip()]
-
-
 def compare_systems(
     systems: list[str],
     given: dict[str, Any],
@@ -86,9 +83,9 @@ def compare_systems(
     factors: list[tuple[str, list[str]]] = [("system", systems)] if len(systems) > 1 or not vary else []
     for item in vary:
         path, eq, values = item.partition("=")
-        if not eq or not _values(values):
+        if not eq or not split_list(values):
             raise BadInput("--vary", item, "write it as a.b=value1,value2")
-        factors.append((path, _values(values)))
+        factors.append((path, split_list(values)))
     plans: dict[str, Plan] = {}
     for choice in itertools.product(*(values for _, values in factors)):
         system, table = systems[0], dict(given)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from shoal.core import BadInput, Graph, Inbox, MissingExtra, Part, Registry, literal, need, tree
+from shoal.core.part import split_list
 
 
 class Shape(Part):
@@ -40,6 +41,7 @@ class Pair(Shape):
 def test_three_ways_to_write_a_part():
     assert shapes("disc(radius=2, kind=closed)") == shapes({"name": "disc", "radius": 2, "kind": "closed"})
     assert shapes("circle(sizes=[1,2])") == Disc(sizes=(1, 2))
+    assert split_list("a, b(c=[1, [2, 3]]), d") == ["a", "b(c=[1, [2, 3]])", "d"]
     assert shapes(Disc()) == Disc() and Disc(radius=3).radius == 3.0
     assert Pair().all[1] == Disc(radius=2.0)
     assert shapes.many("disc+disc(radius=3)") == (Disc(), Disc(radius=3.0))

@@ -81,6 +81,8 @@ class Method(Part):
     """Whether a disconnected static graph is refused."""
     symmetric: ClassVar[bool] = False
     """Whether the mixing weights must be symmetric (doubly stochastic)."""
+    columns: ClassVar[bool] = False
+    """Whether the columns of the mixing weights sum to 1, not the rows (push-sum)."""
 
     @abstractmethod
     def init(self, ctx: Context[Any]) -> Any:

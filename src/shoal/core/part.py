@@ -24,7 +24,7 @@ import msgspec
 
 from .errors import BadInput, ShoalError
 
-__all__ = ["Part", "Registry", "fields_of", "literal"]
+__all__ = ["Part", "Registry", "fields_of", "literal", "split_list"]
 
 
 T = TypeVar("T", bound="Part")
@@ -128,6 +128,18 @@ def _no_field(cls: type, name: str, known: list[str]) -> str:
 _CALL = re.compile(r"\s*([\w.-]+)\s*(?:\((.*)\))?\s*", re.S)
 
 
+def split_list(text: str, mark: str = ",") -> list[str]:
+    """``"a, b(c, d), [e]"`` cut at its outermost marks: ``["a", "b(c, d)", "[e]"]``, empty parts left out."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == mark and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [p.strip() for p in parts if p.strip()]
+
+
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
     """``"krum(f=2, m=3)"`` as a name and its fields."""
     match = _CALL.fullmatch(text)
@@ -135,7 +147,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         raise BadInput("name", text, "write it as name or name(field=value, ...)")
     name, inside = match.group(1), match.group(2)
     fields: dict[str, Any] = {}
-    for item in filter(None, (s.strip() for s in re.split(r",(?![^\[\]{}()]*[\])}])", inside or ""))):
+    for item in split_list(inside or ""):
         key, eq, value = item.partition("=")
         if not eq:
             raise BadInput(name, item, "fields are written field=value")
@@ -242,7 +254,7 @@ class Registry(Generic[T]):
         if value is None or (isinstance(value, str) and value in {"", "none"}):
             return ()
         if isinstance(value, str):
-            value = list(re.split(r"\+(?![^(]*\))", value))
+            value = split_list(value, "+")
         elif isinstance(value, Mapping | Part):
             value = [value]
         return tuple(self(v) for v in value)

@@ -18,6 +18,7 @@ from shoal.core import (
     Draws,
     Graph,
     Link,
+    Method,
     Part,
     Rule,
     Tick,
@@ -110,8 +111,11 @@ class Network(Part):
         """The topology's weighted graph at a tick."""
         return make_graph(self.graph, self.weights, n, seed, tick)
 
-    def open(self, n: int, seed: int, *, connected: bool = False, symmetric: bool = False) -> Graph:
-        """The first tick's graph, after the checks that can be made before a run.
+    def open(self, n: int, seed: int, total: int = 1, method: type[Method] | None = None) -> Graph:
+        """The first tick's graph, after the checks that can be made before a run of ``total`` ticks.
+
+        Args:
+            method: what it demands of the graph and its weights is checked too.
 
         Raises:
             BadInput: no such graph, weights that the method cannot use, a rule that can never work.
@@ -119,7 +123,14 @@ class Network(Part):
         try:
             graph = self.graph_at(n, seed, 0)
             if n > 1 and self.graph.static:
-                check_weights(graph, symmetric=symmetric, connected=connected)
+                check_weights(
+                    graph,
+                    symmetric=method is not None and method.symmetric,
+                    connected=method is not None and method.connected,
+                    columns=method is not None and method.columns,
+                )
+            for clock in self.clock:
+                clock.start(n, seed, total, graph)
         except BadInput as error:
             raise error.under("network") from None
         if self.rule.least() > max(n, 1):

@@ -171,7 +171,7 @@ def run_blocks(plan: Plan, blocks: int, order: Sequence[int] | None = None) -> t
         (the final state of all peers, joined in their order; the exchange).
     """
     n, network, method = plan.peers, plan.network, plan.method
-    network.open(n, plan.seed, connected=method.connected, symmetric=method.symmetric)
+    network.open(n, plan.seed, plan.rounds, type(method))
     hostile = network.hostiles(n, plan.seed)
     rows = [r for r in torch.arange(n).tensor_split(blocks) if len(r)]
     attack = network.attack if bool(hostile.any()) else None

@@ -92,7 +92,7 @@ class Session:
     def open(plan: Plan) -> Session:
         """Load, check and initialise; nothing has run yet."""
         method, network, n = plan.method, plan.network, plan.peers
-        graph = network.open(n, plan.seed, connected=method.connected, symmetric=method.symmetric)
+        graph = network.open(n, plan.seed, plan.rounds, type(method))
         hostile = network.hostiles(n, plan.seed)
         place = Place(
             n,

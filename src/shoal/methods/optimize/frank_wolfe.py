@@ -123,7 +123,7 @@ class FrankWolfe(Method):
         steps = self.trials(t, s.scale, gap, size)
 
         # The peers learn the vertex and the steps; who hears nothing has steps of 0.
-        told = {"atom": atom, "steps": tuple(steps)}
+        told: dict[str, Any] = {"atom": atom, "steps": tuple(steps)}
         rows = len(s.x)
         like = tree.map_leaves(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), told)
         down = ctx.net.cast(told, tick, to=everyone, like=like)
