@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from shoal.core import BadInput, ShoalError, literal
+# Idle threads must not spin: on a machine with other work that makes everything several times slower.
+# OpenMP reads this once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from shoal.core import BadInput, ShoalError, literal  # noqa: E402
 
 app = typer.Typer(
     name="shoal",

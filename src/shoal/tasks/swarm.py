@@ -73,14 +73,18 @@ class Responders(Work):
     def __init__(self, config: Population, place: Place) -> None:
         super().__init__(place)
         self.config = config
-        self.notes = [self.simulated]
         everyone = torch.arange(place.n)
-        self.skill = config.low + (config.high - config.low) * (
-            Draws(place.seed, "skill", everyone).uniform(1)[:, 0]
+        self.skill = (
+            config.low
+            + (config.high - config.low) * (Draws(place.seed, "skill", everyone).uniform(1)[:, 0])
         )
-        order = Draws(place.seed, "shared/colluders", torch.zeros(1, dtype=torch.int64)).permutation(place.n)
+        order = Draws(place.seed, "shared/colluders", torch.zeros(1, dtype=torch.int64)).permutation(
+            place.n
+        )
         self.colluder = torch.zeros(place.n, dtype=torch.bool)
         self.colluder[order[0, : config.colluders]] = True
+        nothing = torch.zeros(0)
+        self._drawn = (-1, (nothing, nothing, nothing))
         self.right: dict[str, Tensor] = {}
         self.asked = torch.zeros(len(place.peers), dtype=torch.float64)
         self.single = torch.zeros(place.n, dtype=torch.float64)
@@ -148,11 +152,13 @@ class Responders(Work):
         if not self.right:
             return {}
         figures: dict[str, float | Tensor] = {
-            f"simulated_accuracy_{name}".rstrip("_"): hits / self.asked
-            for name, hits in self.right.items()
+            f"simulated_accuracy_{name}".rstrip("_"): hits / self.asked for name, hits in self.right.items()
         }
         asked = (tick + 1) * self.config.questions
         return figures | {"simulated_accuracy_best_node": float(self.single.max()) / asked}
+
+    def notes(self) -> list[str]:
+        return [self.simulated]
 
     def final(self, output: Any) -> dict[str, Any]:
         return {"simulated": self.simulated, "source": self.simulated}
@@ -173,11 +179,15 @@ class Responders(Work):
 
     def _question(self, tick: int) -> tuple[Tensor, Tensor, Tensor]:
         """(truth, lure, difficulty) of this tick's questions, [Q] each."""
+        if self._drawn[0] == tick:
+            return self._drawn[1]
         draws = Draws(self.place.seed, "shared/question", torch.zeros(1, dtype=torch.int64), tick)
         count, choices = self.config.questions, self.config.choices
         truth = draws.integers(choices, count)[0]
         lure = (truth + 1 + draws.at("lure").integers(choices - 1, count)[0]) % choices
-        return truth, lure, self.config.difficulty * draws.at("difficulty").normal(count)[0]
+        hard = self.config.difficulty * draws.at("difficulty").normal(count)[0]
+        self._drawn = tick, (truth, lure, hard)
+        return truth, lure, hard
 
     def _chance(self, peers: Tensor, tick: int) -> Tensor:
         """Each peer's chance to be right: [len(peers), Q]."""

@@ -64,12 +64,16 @@ def bradley_terry(
         return s
     won, met = wins.sum(-1), wins + wins.transpose(-1, -2)
     tiny = torch.finfo(wins.dtype).tiny
+    going = torch.ones(s.shape[:-1], dtype=torch.bool)
     for _ in range(iterations):
         both = (s[..., :, None] + s[..., None, :]).clamp(min=tiny)
         after = won / (met / both).sum(-1).clamp(min=tiny)
         after = after * (n / after.sum(-1, keepdim=True).clamp(min=tiny))
-        change, s = (after - s).abs().max(), after
-        if float(change) <= tolerance:
+        change = (after - s).abs().amax(-1)
+        # Each ranking stops by itself, so that it does not depend on what else is in the batch.
+        s = torch.where(going[..., None], after, s)
+        going = going & (change > tolerance)
+        if not bool(going.any()):
             break
     return s
 

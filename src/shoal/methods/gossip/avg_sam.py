@@ -7,6 +7,7 @@ eps ~ N(0, Xi), at the mean model w, with Xi the covariance of the peers' models
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,10 +16,11 @@ from msgspec import Meta
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from shoal.core import Context, Draws, Tick, methods
+from shoal.core import BadInput, Context, Draws, Tick, methods
 from shoal.tasks.supervised import Training
 
 from .descent import Descent, Models
+from .dsgd import DSGD
 
 __all__ = ["AvgDirectionSAM", "DSGDProbe", "deviations", "probe", "smoothed_gradient"]
 
@@ -89,8 +91,10 @@ def common_batch(task: Training, seed: int, size: int) -> tuple[Tensor, Tensor]:
 
 @methods.register("dsgd-sam")
 @dataclass(frozen=True)
-class DSGDProbe(Descent):
+class DSGDProbe(DSGD):
     """D-SGD in the paper's form, x_j <- sum_k P_jk x_k - lr g_j(x_j), with the probe measured.
+
+    Warns where the activation is not smooth: the second-order term then misses its kinks.
 
     Args:
         probe_size: examples in the probe's batch.
@@ -98,6 +102,7 @@ class DSGDProbe(Descent):
     """
 
     local_steps: Literal[1] = 1
+    order: Literal["atc", "cta", "combine"] = "cta"
     probe_size: Annotated[int, Meta(ge=1)] = 512
     pairs: Annotated[int, Meta(ge=1)] = 100
 
@@ -116,41 +121,67 @@ class DSGDProbe(Descent):
         "every": 50,
     }
 
-    def step(self, s: Models, tick: Tick, ctx: Context[Training]) -> Models:
-        return Models(ctx.net.mix(s.x, tick) + (self.local(s.x, tick, ctx) - s.x))
+    def init(self, ctx: Context[Any]) -> Models:
+        need_several(ctx)
+        model = ctx.task.model
+        if getattr(model, "activation", "relu") == "relu" and getattr(model, "depth", 2) > 1:
+            warnings.warn("dsgd-sam: the activation is not known to be smooth (tanh, gelu)", stacklevel=2)
+        return super().init(ctx)
 
     def measure(self, s: Models, tick: Tick, ctx: Context[Training]) -> dict[str, float | Tensor]:
-        if len(s.x) != ctx.n or ctx.n < 2:  # what one block sees is not the covariance of all
+        if len(s.x) != ctx.n:  # what one block sees is not the covariance of all
             return {}
         batch = common_batch(ctx.task, ctx.seed, self.probe_size)
         found = probe(ctx.task, s.x, *batch, ctx.shared("probe/z", tick.index), self.pairs)
         return {**found}
 
 
+def need_several(ctx: Context[Any]) -> None:
+    """Raises BadInput where there is nobody to differ from."""
+    if ctx.n < 2:
+        raise BadInput("peers", ctx.n, "at least 2: one model has no covariance")
+
+
+@dataclass(frozen=True)
+class Smoothed(Models):
+    """The one model x, a copy at each peer, and the models y of the D-SGD that gives Xi: [P, D] each."""
+
+    y: Tensor
+
+
 @methods.register("avg-sam")
 @dataclass(frozen=True)
 class AvgDirectionSAM(Descent):
-    """Average-direction SAM, centralised: all peers step from one model along the gradient of
-    E L(w + eps), eps ~ N(0, sigma^2 I), each on its own batch with its own eps.
+    """Average-direction SAM, centralised: x <- x - lr G(x), the gradient of E L(x + eps),
+    eps ~ N(0, Xi), with the Xi that D-SGD has at that tick.
+
+    The peers run D-SGD beside it (y) for its deviations d_j alone: eps = sum_j z_j d_j / sqrt(m), one
+    normal z_j a peer, is a pooled sum, so that no peer ever needs all models.
 
     Args:
-        sigma: standard deviation of eps.
-        samples: antithetic pairs of eps for each peer and step.
+        samples: antithetic pairs of eps in a step.
     """
 
-    sigma: Annotated[float, Meta(ge=0)] = 0.01
     samples: Annotated[int, Meta(ge=1)] = 1
     local_steps: Literal[1] = 1
 
     recipe: ClassVar[dict[str, Any]] = DSGDProbe.recipe
 
-    def step(self, s: Models, tick: Tick, ctx: Context[Any]) -> Models:
-        active = ctx.mine(tick.active)
-        draws = ctx.draws("avg-sam", tick.index)
+    def init(self, ctx: Context[Any]) -> Smoothed:
+        need_several(ctx)
+        x = ctx.task.init(self.same_start)
+        return Smoothed(x, x)
+
+    def step(self, s: Smoothed, tick: Tick, ctx: Context[Any]) -> Smoothed:
+        active, draws = ctx.mine(tick.active), ctx.draws("avg-sam", tick.index)
+        d = s.y - ctx.net.pool(s.y, tick, to="all", channel="mean")
+        root = float(tick.active.sum()) ** 0.5
         g = torch.zeros_like(s.x)
         for k in range(self.samples):
-            noise = self.sigma * draws.at(str(k)).normal(s.x.shape[1], dtype=s.x.dtype)
+            z = draws.at(str(k)).normal(1, dtype=s.x.dtype)
+            noise = ctx.net.pool(root * z * d, tick, to="all", channel="noise")
             for point in (s.x + noise, s.x - noise):
                 g = g + ctx.task.grad(point, tick.index, active=active) / (2 * self.samples)
-        x = s.x - self.rate(tick) * g
-        return Models(ctx.net.pool(x, tick, to="all", base=s.x))
+        x = torch.where(active[:, None], s.x - self.rate(tick) * (g + self.weight_decay * s.x), s.x)
+        y = ctx.net.mix(s.y, tick) + (self.local(s.y, tick, ctx) - s.y)
+        return Smoothed(ctx.net.pool(x, tick, to="all", base=s.x), y)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from msgspec import Meta
 from torch import Tensor
 
@@ -28,7 +29,8 @@ def ascent(gradient: Tensor, rho: float) -> Tensor:
 @methods.register("dfedsam")
 @dataclass(frozen=True)
 class DFedSAM(Descent):
-    """``gossip_steps`` = 1 is DFedSAM, 4 is DFedSAM-MGS, rho = 0 is DFedAvg.
+    """``gossip_steps`` = 1 is DFedSAM, 4 is DFedSAM-MGS. On the graph ``complete`` it is FedSAM with
+    everyone sampled. rho = 0 is DFedAvg, with momentum DFedAvgM; ``local_steps`` = 1 then D-PSGD.
 
     Args:
         rho: radius of the ascent step; its norm is over one peer's parameters.
@@ -55,12 +57,15 @@ class DFedSAM(Descent):
 
     def sharp(self, x: Tensor, tick: Tick, ctx: Context[Differentiable]) -> Tensor:
         """K sharpness-aware steps: the gradient is taken where the same batch's loss is higher."""
-        active = ctx.mine(tick.active)
-        rate = self.rate(tick)
-        for k in range(self.local_steps):
-            g = ctx.task.grad(x, tick.index, step=k, active=active)
-            up = ctx.task.grad(x + ascent(g, self.rho), tick.index, step=k, active=active)
-            x = x - rate * (up + self.weight_decay * x * active[:, None])
+        active, rate = ctx.mine(tick.active), self.rate(tick)
+        steps = None if tick.steps is None else ctx.mine(tick.steps)
+        velocity = torch.zeros_like(x)
+        for k in range(self.local_steps if steps is None else int(steps.max()) if len(steps) else 0):
+            moving = active if steps is None else active & (k < steps)
+            g = ctx.task.grad(x, tick.index, step=k, active=moving)
+            up = ctx.task.grad(x + ascent(g, self.rho), tick.index, step=k, active=moving)
+            velocity = self.momentum * velocity + up + self.weight_decay * x
+            x = torch.where(moving[:, None], x - rate * velocity, x)
         return x
 
     def step(self, s: Models, tick: Tick, ctx: Context[Differentiable]) -> Models:

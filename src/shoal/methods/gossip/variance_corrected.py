@@ -14,11 +14,11 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from shoal.core import Context, Differentiable, Layout, Tick, methods
+from shoal.core import BadInput, Context, Differentiable, Layout, Tick, methods, tree
 
 from .descent import Descent, Models
 
-__all__ = ["VarianceCorrected", "rescale_variance", "weight_variances"]
+__all__ = ["Buffered", "VarianceCorrected", "rescale_variance", "weight_variances"]
 
 
 def _weights(layers: Layout) -> list[slice]:
@@ -27,8 +27,9 @@ def _weights(layers: Layout) -> list[slice]:
 
 
 def weight_variances(x: Tensor, layers: Layout) -> Tensor:
-    """Variance of each weight tensor of each model: [R, tensors]."""
-    found = [x[:, columns].var(1, correction=0) for columns in _weights(layers)]
+    """Variance of each weight tensor of each model [R, D]: [R, tensors]."""
+    parts = [x[:, columns] for columns in _weights(layers)]
+    found = [(part - part.mean(1, keepdim=True)).pow(2).mean(1) for part in parts]
     return torch.stack(found, 1) if found else x.new_zeros(len(x), 0)
 
 
@@ -36,15 +37,36 @@ def rescale_variance(x: Tensor, target: Tensor, layers: Layout, epsilon: float =
     """Models [P, D] with each weight tensor's variance set to ``target`` [P, tensors], means kept.
 
     Constant and one-element tensors are left alone.
+
+    Raises:
+        BadInput: the shapes do not fit together.
     """
+    weights = _weights(layers)
+    if target.shape != (len(x), len(weights)):
+        allowed = f"one variance for each of {len(x)} models and {len(weights)} weight tensors"
+        raise BadInput("target", tuple(target.shape), allowed)
+    if layers and layers[-1][1].stop != x.shape[1]:
+        raise BadInput("x", tuple(x.shape), f"rows of {layers[-1][1].stop} parameters")
     x = x.clone()
-    for number, columns in enumerate(_weights(layers)):
+    for number, columns in enumerate(weights):
         part = x[:, columns]
         mean = part.mean(1, keepdim=True)
-        variance = part.var(1, correction=0, keepdim=True)
+        variance = (part - mean).pow(2).mean(1, keepdim=True)
         scale = torch.sqrt((target[:, number : number + 1] + epsilon) / (variance + epsilon))
-        x[:, columns] = torch.where(variance > 0, mean + (part - mean) * scale, part)
+        # Compared, not by the variance: rounding of the mean would give a constant tensor some.
+        varies = (part != part[:, :1]).any(1, keepdim=True)
+        x[:, columns] = torch.where(varies, mean + (part - mean) * scale, part)
     return x
+
+
+@dataclass(frozen=True)
+class Buffered(Models):
+    """Models x [P, D] and what was received since the last average: the sum of the models ``total``
+    [P, D], of their variances ``spread`` [P, tensors], and how many, ``held`` int64 [P]."""
+
+    total: Tensor
+    spread: Tensor
+    held: Tensor
 
 
 @methods.register("vc-gossip")
@@ -52,15 +74,20 @@ def rescale_variance(x: Tensor, target: Tensor, layers: Layout, epsilon: float =
 class VarianceCorrected(Descent):
     """Local steps, an average that keeps ``c`` of the own model, and the variance put right.
 
+    A receiver computes the variances itself: no scalars travel.
+
     Args:
         c: weight of the own model; the rest is shared equally by what was received.
         target: ``conservative``: c var(own) + (1-c) mean var(received); ``self``: var(own);
             ``others``: mean var(received); ``none``: plain averaging.
+        buffer: b, a peer averages once it has received this many models since its last average. 1 is
+            synchronous: whatever came in a tick is averaged in that tick.
         epsilon: guards the ratio of variances.
     """
 
     c: Annotated[float, Meta(ge=0, le=1)] = 0.5
     target: Literal["conservative", "self", "others", "none"] = "conservative"
+    buffer: Annotated[int, Meta(ge=1)] = 1
     epsilon: Annotated[float, Meta(gt=0)] = 1e-12
     local_steps: Annotated[int, Meta(ge=1)] = 2
     same_start: bool = False
@@ -77,20 +104,33 @@ class VarianceCorrected(Descent):
         "rounds": 40,
     }
 
-    def step(self, s: Models, tick: Tick, ctx: Context[Differentiable]) -> Models:
+    def init(self, ctx: Context[Differentiable]) -> Buffered:
+        x = ctx.task.init(self.same_start)
+        spread = torch.zeros_like(weight_variances(x, ctx.task.layers))
+        return Buffered(x, torch.zeros_like(x), spread, torch.zeros(len(x), dtype=torch.int64))
+
+    def step(self, s: Buffered, tick: Tick, ctx: Context[Differentiable]) -> Buffered:
+        layers = ctx.task.layers
         x = self.local(s.x, tick, ctx)
         inbox = ctx.net.gather(x, tick)
-        heard = inbox.mask.sum(1)
-        c = torch.where(heard > 0, self.c, 1.0).to(x.dtype)
-        share = ((1 - c) / heard.clamp(min=1))[:, None] * inbox.mask
-        mixed = inbox.combine(share, c)
+        received = weight_variances(inbox.rows, layers)[inbox.index] * inbox.mask[..., None]
+        total = s.total + inbox.combine(inbox.mask.to(x.dtype))
+        spread, held = s.spread + received.sum(1), s.held + inbox.mask.sum(1)
+        full = held >= self.buffer
+        mixed = torch.where(full[:, None], self.average(x, total, spread, held, layers), x)
+        left = Buffered(mixed, torch.zeros_like(total), torch.zeros_like(spread), torch.zeros_like(held))
+        return tree.where(full, left, Buffered(mixed, total, spread, held))
+
+    def average(self, x: Tensor, total: Tensor, spread: Tensor, held: Tensor, layers: Layout) -> Tensor:
+        """c x + (1 - c) mean of what was received, corrected: [P, D]."""
+        number = held.clamp(min=1)[:, None]
+        mixed = self.c * x + (1 - self.c) * total / number
         if self.target == "none":
-            return Models(mixed)
-        layers = ctx.task.layers
-        own, received = weight_variances(x, layers), weight_variances(inbox.rows, layers)
-        mean = (received[inbox.index] * inbox.mask[..., None]).sum(1) / heard.clamp(min=1)[:, None]
-        if self.target == "conservative":
-            target = c[:, None] * own + (1 - c[:, None]) * mean
-        else:
-            target = own if self.target == "self" else torch.where(heard[:, None] > 0, mean, own)
-        return Models(rescale_variance(mixed, target, layers, self.epsilon))
+            return mixed
+        own, others = weight_variances(x, layers), spread / number
+        target = {
+            "conservative": self.c * own + (1 - self.c) * others,
+            "self": own,
+            "others": others,
+        }[self.target]
+        return rescale_variance(mixed, target, layers, self.epsilon)

@@ -151,15 +151,24 @@ class Fortytwo(Method):
         votes = self._verdicts(s, heard, tick, ctx, active)
         after = replace(s, refused=s.refused + refused, reputation=s.reputation.clone(),
                         stake=s.stake.clone(), answer=torch.full_like(s.answer, -1))  # fmt: skip
-        plain = after.answer.clone()
-        most = after.answer.clone()
+        plain, most = after.answer.clone(), after.answer.clone()
+        # Peers that heard as many nodes are computed together.
+        alike: dict[tuple[int, int], list[int]] = {}
         for row in active.nonzero()[:, 0].tolist():
-            if not votes[row]:
-                continue
-            order, after.answer[row] = self._rank(heard[row], votes[row], s.reputation[row])
-            plain[row] = self._rank(heard[row], votes[row], torch.ones(ctx.n, dtype=torch.float64))[1]
-            most[row] = torch.tensor(list(heard[row].values())).mode(0).values
-            self._settle(after, row, heard[row], votes[row], order)
+            if votes[row]:
+                alike.setdefault((len(heard[row]), len(votes[row])), []).append(row)
+        for rows in alike.values():
+            held = torch.tensor([list(heard[r]) for r in rows])
+            judges = torch.tensor([list(votes[r]) for r in rows])
+            wins = torch.stack([torch.stack(list(votes[r].values()), 1) for r in rows])
+            options = torch.tensor([list(heard[r].values()) for r in rows])
+            trust = s.reputation[rows].gather(1, judges)
+            weights = torch.stack([trust, torch.ones_like(trust)])[:, :, None]
+            strength = bradley_terry(wins.expand(2, *wins.shape), weights.expand(-1, -1, wins.shape[1], -1))
+            chosen = [options.gather(1, v.argmax(2)[:, None])[:, 0] for v in strength]
+            after.answer[rows], plain[rows] = chosen
+            most[rows] = options.mode(1).values
+            self._settle(after, rows, held, judges, wins, strength[0])
         decisions = {"": after.answer, "unweighted": plain, "majority": most}
         ctx.task.decide(tick.index, decisions, active)
         return after
@@ -216,7 +225,7 @@ class Fortytwo(Method):
         ctx: Context[Responders],
         active: Tensor,
     ) -> list[dict[int, Tensor]]:
-        """Judge and share: wins [Q, n, n] by judge, among the answers that the peer itself holds."""
+        """Judge and share: wins [Q, m, m] by judge, among the m answers that the peer itself holds."""
         n, questions, mine = ctx.n, ctx.task.config.questions, ctx.peers.tolist()
         compared = [pairs(list(found)) for found in heard]
         width = max(len(c) for c in compared)
@@ -237,8 +246,7 @@ class Fortytwo(Method):
         known: dict[tuple[tuple[int, ...], bytes], Tensor | None] = {}
         for row, inbox in enumerate(ctx.net.share(boxes, tick)):
             kept: dict[int, Tensor] = {}
-            holds = torch.zeros(n, dtype=torch.float64)
-            holds[list(heard[row])] = 1
+            held = list(heard[row])
             for judge, message in sorted((own[row] | inbox).items()):
                 if not bool(may[row, judge]) or not _ballot(message, n):
                     continue
@@ -247,47 +255,43 @@ class Fortytwo(Method):
                     known[key] = tally(message[1], message[0], n, questions)
                 wins = known[key]
                 if wins is not None:
-                    kept[judge] = wins * holds * holds[:, None]
+                    kept[judge] = wins[:, held][:, :, held]
             votes.append(kept if own[row] else {})
         return votes
-
-    def _rank(
-        self, heard: dict[int, list[int]], votes: dict[int, Tensor], reputation: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Strengths [Q, m] of the answers heard, and the strongest one's option [Q]."""
-        held, judges = list(heard), list(votes)
-        wins = torch.stack([votes[k][:, held][:, :, held] for k in judges], 1)
-        s = bradley_terry(wins, reputation[judges].expand(len(wins), -1))
-        options = torch.tensor([heard[i] for i in held])
-        return s, options.gather(0, s.argmax(1)[None])[0]
 
     def _settle(
         self,
         books: Ledger,
-        row: int,
-        heard: dict[int, list[int]],
-        votes: dict[int, Tensor],
-        order: Tensor,
+        rows: list[int],
+        held: Tensor,
+        judges: Tensor,
+        wins: Tensor,
+        strength: Tensor,
     ) -> None:
-        """Reputation and stake after a tick; writes into the fresh rows of ``books``."""
-        held, judges = list(heard), list(votes)
-        n = books.reputation.shape[1]
-        wins = torch.stack([votes[k][:, held][:, :, held] for k in judges])
-        above = (order[:, :, None] > order[:, None, :]).to(torch.float64)
-        agreed = (wins * above).sum((1, 2, 3))
-        against = (wins * above.transpose(1, 2)).sum((1, 2, 3))
+        """Reputation and stake after a tick; writes into the fresh rows of ``books``.
+
+        Args:
+            held: int64 [G, m], whose answers each has.
+            judges: int64 [G, k], whose verdicts.
+            wins: [G, Q, k, m, m], those verdicts.
+            strength: [G, Q, m].
+        """
+        above = (strength[..., :, None] > strength[..., None, :]).to(torch.float64)
+        agreed = torch.einsum("gqkij,gqij->gk", wins, above)
+        against = torch.einsum("gqkij,gqji->gk", wins, above)
         agreement = agreed / (agreed + against).clamp(min=1e-300)
-        rank = above.sum(2).mean(0) / max(1, len(held) - 1)
-        gain = torch.zeros(n, dtype=torch.float64)
-        gain[judges] += agreement
-        gain[held] += rank
-        mixed = self.memory * books.reputation[row] + (1 - self.memory) * gain
-        members = books.member[row].sum()
-        books.reputation[row] = mixed * members / (mixed * books.member[row]).sum()
+        gain = torch.zeros(len(rows), books.reputation.shape[1], dtype=torch.float64)
+        gain.scatter_add_(1, judges, agreement)
+        gain.scatter_add_(1, held, above.sum(3).mean(1) / max(1, held.shape[1] - 1))
+        mixed = self.memory * books.reputation[rows] + (1 - self.memory) * gain
+        member = books.member[rows]
+        scale = member.sum(1) / (mixed * member).sum(1)
+        books.reputation[rows] = mixed * scale[:, None]
         if self.deposit:
             risk = required_stake(self.rank, books.answer.shape[1])[1]
-            slashed = torch.tensor(judges)[(agreed + against > 0) & (agreement < 0.5)]
-            books.stake[row, slashed] = (books.stake[row, slashed] - risk).clamp(min=0)
+            slashed = (agreed + against > 0) & (agreement < 0.5)
+            lost = torch.zeros_like(gain).scatter(1, judges, slashed * gain.new_tensor(risk))
+            books.stake[rows] = (books.stake[rows] - lost).clamp(min=0)
 
     def _may(self, s: Ledger, ctx: Context[Responders], judge: bool = False) -> Tensor:
         """Whom each peer's books let answer (or judge): bool [P, n]."""

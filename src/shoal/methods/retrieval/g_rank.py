@@ -15,7 +15,8 @@ item, or term, of the lowest number.
 
 Deviations: the notebook's square (on kt) is the default; ``similarity="printed"`` has the paper's (on
 km). Swaps exchange two different positions of the list of answers, so that the first place is tried
-out more often while there are few.
+out more often while there are few. "A tenth to the next peer" at the start is read as a tenth of the
+library (``passed`` of the task), before the first clicks.
 """
 
 from __future__ import annotations
