@@ -50,7 +50,7 @@ def first_sentence(thing: Any) -> str:
     """What a docstring begins with, on one line, roles of the markup left out."""
     text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
-    return re.split(r"(?<=[.:])\s+(?=[A-Z`0-9])", text)[0].rstrip(":")
+    return re.split(r"(?<=[^.]\.)\s+(?=[A-Z`])", text)[0].rstrip(":")
 
 
 def value_of(value: Any) -> str:
@@ -61,6 +61,8 @@ def value_of(value: Any) -> str:
         return "[" + ", ".join(value_of(v) for v in value) + "]"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and len(value) > 24:
+        return value[:8] + "..."
     return "none" if value is None else repr(value) if value == "" else str(value)
 
 
@@ -123,7 +125,9 @@ def commands(_: str) -> str:
                 label = f"{name.upper()}{many}" if needed else f"[{name.upper()}{many}]"
                 usage += f" {label}"
             else:
-                label = next(iter(info.param_decls or ()), f"--{name.replace('_', '-')}")
+                # Inside Annotated the first name that is given stands where a default would.
+                named = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
+                label = next(iter(named), f"--{name.replace('_', '-')}")
                 if "bool" not in kind:
                     words = {"int": "N", "Path": "PATH"}
                     word = next((w for k, w in words.items() if k in kind), "TEXT")

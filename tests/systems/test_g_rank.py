@@ -217,7 +217,7 @@ def test_unknown_items_are_refused() -> None:
     from shoal.core import Context
 
     work = Clicks("generated", items=12).open(Place.whole(2, 0))
-    check = GRank._check(Context(work, None, 0, 1))  # type: ignore[arg-type]
+    check = GRank._check(Context(work, None, 0, 1, None))  # type: ignore[arg-type]
     check(0, 12 * work.terms - 1)
     for wrong in (12 * work.terms, -1, True, "7", 1.0):
         with pytest.raises(BadInput, match="click"):

@@ -13,7 +13,8 @@ from .net import Net
 from .part import Part, Registry
 from .random import Draws
 from .task import Differentiable, Work
-from .tick import Tick
+from .tick import Graph, Tick
+from .time import Clock
 
 __all__ = ["Context", "Method", "methods"]
 
@@ -29,12 +30,17 @@ class Context(Generic[W_co]):
         net: the only way to another peer.
         seed: of the run.
         total: ticks planned.
+        graph: the graph before the first tick, as everyone knows it from the configuration; what is up
+            at a tick is ``tick.graph``.
+        clocks: what happens when, likewise.
     """
 
     task: W_co
     net: Net
     seed: int
     total: int
+    graph: Graph
+    clocks: tuple[Clock, ...] = ()
 
     @property
     def n(self) -> int:

@@ -85,6 +85,11 @@ class Part(ABC):
     def check(self) -> None:
         """Raise :class:`BadInput` where fields do not fit together."""
 
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """From fields as they stand in a file: parts may be written as names or tables."""
+        return cls(**fields)
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked anew."""
         known = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
@@ -129,7 +134,7 @@ _CALL = re.compile(r"\s*([\w.-]+)\s*(?:\((.*)\))?\s*", re.S)
 
 
 def split_list(text: str, mark: str = ",") -> list[str]:
-    """``"a, b(c, d), [e]"`` cut at its outermost marks: ``["a", "b(c, d)", "[e]"]``, empty parts left out."""
+    """``"a, b(c, d), [e]"`` cut at its outermost marks: ``["a", "b(c, d)", "[e]"]``; no empty parts."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")

@@ -171,7 +171,7 @@ def run_blocks(plan: Plan, blocks: int, order: Sequence[int] | None = None) -> t
         (the final state of all peers, joined in their order; the exchange).
     """
     n, network, method = plan.peers, plan.network, plan.method
-    network.open(n, plan.seed, plan.rounds, type(method))
+    graph = network.open(n, plan.seed, plan.rounds, type(method))
     hostile = network.hostiles(n, plan.seed)
     rows = [r for r in torch.arange(n).tensor_split(blocks) if len(r)]
     attack = network.attack if bool(hostile.any()) else None
@@ -186,7 +186,8 @@ def run_blocks(plan: Plan, blocks: int, order: Sequence[int] | None = None) -> t
         try:
             meeting.begin(number)
             net = BlockNet(meeting, number, rows, exchange)
-            ctx: Context[Any] = Context(plan.task.open(places[number + 1]), net, plan.seed, plan.rounds)
+            work = plan.task.open(places[number + 1])
+            ctx: Context[Any] = Context(work, net, plan.seed, plan.rounds, graph, network.clock)
             state = method.init(ctx)
             for tick, _ in network.ticks(n, plan.seed, plan.rounds, 0, None):
                 state = method.step(state, tick, ctx)

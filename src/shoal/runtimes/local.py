@@ -16,6 +16,7 @@ from shoal.core import (
     BadInput,
     Context,
     Differentiable,
+    Graph,
     Place,
     Report,
     RunFailed,
@@ -77,11 +78,13 @@ class Session:
         plan: the configuration.
         work: the open task.
         net: the exchange.
+        graph: before the first tick.
+        report: what is known of it so far.
     """
 
-    def __init__(self, plan: Plan, work: Work, net: LocalExchange, report: Report) -> None:
+    def __init__(self, plan: Plan, work: Work, net: LocalExchange, graph: Graph, report: Report) -> None:
         self.plan, self.work, self.net, self.report = plan, work, net, report
-        self.context: Context[Any] = Context(work, net, plan.seed, plan.rounds)
+        self.context: Context[Any] = Context(work, net, plan.seed, plan.rounds, graph, plan.network.clock)
         self.state = plan.method.init(self.context)
         self.clocks: Any = None
         self.done = 0
@@ -117,7 +120,7 @@ class Session:
             hostile=hostile,
             layers=list(getattr(work, "layers", [])),
         )
-        return Session(plan, work, LocalExchange(network, work, hostile), report)
+        return Session(plan, work, LocalExchange(network, work, hostile), graph, report)
 
     def go(self, progress: Progress | None, save_every: int, save: Callable[[], None]) -> None:
         """From the first tick not yet done to the last."""

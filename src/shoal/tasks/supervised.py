@@ -34,6 +34,8 @@ class Supervised(Task):
         own_test: share of each peer's examples held out for its personal test.
         limit: use at most so many training examples in all; 0: every one.
         relays: accept peers without data; they mix and forward, and never train.
+        pretrained: models start as if trained before, elsewhere, on the training examples of the
+            first so many classes; 0: as fresh.
     """
 
     data: Source = datasets.field("digits")
@@ -44,6 +46,7 @@ class Supervised(Task):
     own_test: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     limit: Annotated[int, Meta(ge=0)] = 0
     relays: bool = False
+    pretrained: Annotated[int, Meta(ge=0)] = 0
 
     def open(self, place: Place) -> Training:
         return Training(self, place)
@@ -92,7 +95,18 @@ class Training(Differentiable):
         place = self.place
         peers = torch.zeros(1, dtype=torch.int64) if same else self.peers
         x = self.model.init(Draws(place.seed, "init", peers), place.dtype)
+        if self.config.pretrained:
+            self._pretrain_(x)
         return x.repeat(len(self.peers), 1) if same else x
+
+    def _pretrain_(self, x: Tensor) -> None:
+        """Fixed SGD on the first classes' examples, in place: part of the start, not of the run."""
+        known = (self.y < self.config.pretrained).nonzero()[:, 0]
+        if not self.classes or not len(known):
+            raise BadInput("pretrained", self.config.pretrained, "classes whose examples the data holds")
+        draws = Draws(self.place.seed, "shared/pretrained", torch.zeros(1, dtype=torch.int64))
+        rows = known[draws.integers(len(known), 300, 32)].expand(len(x), -1, -1)
+        self.model.train_(x, Batches(self.x, self.y, rows), 300, 0.1, batch=32)
 
     def batch(
         self, tick: int, steps: int = 1, size: int | None = None, first: int = 0

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from shoal.core import BadInput, Context, Differentiable, Method, Tick, methods
 
+from .proximal import descend
+
 __all__ = ["PFedMe", "Personal"]
 
 
@@ -72,11 +74,9 @@ class PFedMe(Method):
 
     def prox(self, theta: Tensor, w: Tensor, tick: Tick, r: int, ctx: Context[Differentiable]) -> Tensor:
         """K steps from ``theta`` [P, D] towards argmin f_i(theta; batch r) + (lam/2) |theta - w|^2."""
+        batches = [r] * self.inner
         active = ctx.mine(tick.active)
-        for _ in range(self.inner):
-            g = ctx.task.grad(theta, tick.index, step=r, active=active)
-            theta = theta - self.personal_lr * (g + self.lam * (theta - w) * active[:, None])
-        return theta
+        return descend(ctx.task, theta, w, tick.index, batches, self.personal_lr, self.lam, active)
 
     def step(self, s: Personal, tick: Tick, ctx: Context[Differentiable]) -> Personal:
         down = ctx.net.cast(s.server, tick, like=s.x)
