@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -69,7 +70,7 @@ def value_of(value: Any) -> str:
 def fields_of(cls: type[Part]) -> str:
     """``name = default`` of every field."""
     shown = []
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         made = field.default
         if made is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             made = field.default_factory()
@@ -100,7 +101,7 @@ def arguments(kind: str) -> str:
         for name, said in re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", text, re.M | re.S)
     }
     body = []
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         made = field.default
         if made is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             made = "" if field.name in CONFIGURED else field.default_factory()
@@ -185,6 +186,22 @@ def systems(_: str) -> str:
     return table(["no.", "slug", "status", "family", "title"], body)
 
 
+def extras(_: str) -> str:
+    """The extras of the package that its modules, or building and testing it, need."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    users: dict[str, list[str]] = {"docs": ["`make docs`"], "dev": ["`make test`"]}
+    for path in sorted((ROOT / "src" / "shoal").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+        for extra in dict.fromkeys(re.findall(r'need\("[\w.]+", "(\w+)"\)', path.read_text("utf-8"))):
+            users.setdefault(extra, []).append(f"`{module}`")
+    body = [
+        [f"`{extra}`", ", ".join(re.split(r"[<>=]=", need)[0] for need in needs), ", ".join(users[extra])]
+        for extra, needs in told["project"]["optional-dependencies"].items()
+        if extra in users
+    ]
+    return table(["extra", "brings", "used by"], body)
+
+
 def include(name: str) -> str:
     """A file of the root, its links made those of a page."""
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -192,7 +209,7 @@ def include(name: str) -> str:
 
 
 MARKERS: dict[str, Callable[[str], str]] = {
-    f.__name__: f for f in (parts, arguments, commands, modules, checks, systems, include)
+    f.__name__: f for f in (parts, arguments, commands, modules, checks, systems, extras, include)
 }
 
 

@@ -67,9 +67,9 @@ def test_a_missed_message_is_made_good_by_the_whole_replica():
     for tick in ticks:
         exchange.meter.start_tick()
         x = exchange.mix(x, tick)
-    cheap = exchange.chain.width(6, 8, [])
+    cheap = exchange.carrier.chain.width(6, 8, [])
     assert exchange.meter.tick_bytes > 56 * cheap
-    known, replica = exchange.memory.state["known/x"], exchange.memory.state["version/x"]
+    known, replica = exchange.carrier.memory.state["known/x"], exchange.carrier.memory.state["version/x"]
     assert int(known.max()) == int(replica.max())
 
 
@@ -80,7 +80,7 @@ def test_nan_is_refused_and_counted():
     x = values()
     mixed = exchange.mix(x, ticks[0])
     assert torch.isfinite(mixed).all()
-    assert int(exchange.refused[2]) == 2
+    assert int(exchange.carrier.refused[2]) == 2
     rows = [i for i in range(8) if i not in (1, 2, 3)]
     assert torch.allclose(mixed[rows], (ticks[0].graph.matrix() @ x)[rows])
 
@@ -91,7 +91,7 @@ def test_a_checksum_refuses_what_is_damaged():
     checked, _ = setting(links={"corruption": 0.5}, codec="checksum")
     wrong = plain.mix(x, ticks[0])
     right = checked.mix(x, ticks[0])
-    assert checked.refused.sum() > 0
+    assert checked.carrier.refused.sum() > 0
     assert torch.isfinite(wrong).all() and torch.isfinite(right).all()
     # What the checksum lets through is exact: every row is a convex mix of true values.
     assert right.abs().max() <= x.abs().max()

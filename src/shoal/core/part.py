@@ -86,7 +86,7 @@ class Part(ABC):
         """Raise :class:`BadInput` where fields do not fit together."""
 
     @classmethod
-    def of(cls, **fields: Any) -> Self:
+    def make(cls, **fields: Any) -> Self:
         """From fields as they stand in a file: parts may be written as names or tables."""
         return cls(**fields)
 

@@ -149,9 +149,9 @@ class Session:
         report.output = self.plan.method.output(self.state)
         report.links = net.meter.links()
         report.final |= self.work.final(report.output)
-        report.final["refused_messages"] = int(net.refused.sum())
+        report.final["refused_messages"] = int(net.carrier.refused.sum())
         report.final["messages"] = net.meter.messages
-        report.final |= self.plan.network.spent_privacy(net.releases)
+        report.final |= self.plan.network.spent_privacy(net.carrier.releases)
         report.notes += self.work.notes()
         if net.fallbacks:
             report.notes.append(

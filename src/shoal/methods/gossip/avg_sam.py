@@ -71,12 +71,13 @@ def probe(
     c = vmap(bend, chunk_size=4)(d).mean(0) / 2
     g = smoothed_gradient(task, x, inputs, targets, draws, pairs)[0]
     p = torch.softmax(task.model.logits(x, inputs), -1)
-    distance = float((a - b).norm())
-    over = max(distance, 1e-30)
+    # Where all models are the same, A = B = G: what is left is rounding.
+    apart = bool(d.any())
+    over = lambda v, by: float(v.norm()) / max(float(by.norm()), 1e-30) if apart else 0.0  # noqa: E731
     return {
-        "gap": distance / max(float(b.norm()), 1e-30),
-        "taylor": float((a - b - c).norm()) / over,
-        "smoothing": float((a - g).norm()) / over,
+        "gap": over(a - b, b),
+        "taylor": over(a - b - c, a - b),
+        "smoothing": over(a - g, a - b),
         "trace": float(d.pow(2).sum(1).mean()),
         "uncertainty": float(p.var(0, correction=0).sum(-1).mean()),
     }

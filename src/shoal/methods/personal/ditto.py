@@ -62,9 +62,7 @@ class Ditto(FedAvg):
         )
         server = ctx.net.pool(up, tick, weight=ctx.task.sizes, base=down, held=s.server)
         batches = range(self.personal_steps)
-        theta = descend(
-            ctx.task, s.theta, down, tick.index, batches, self.personal_lr, self.lam, active
-        )
+        theta = descend(ctx.task, s.theta, down, tick.index, batches, self.personal_lr, self.lam, active)
         return Beside(up, server, theta)
 
     def output(self, s: Served) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shoal.core import Context, Differentiable, Method, Tick, methods
 
-from .pfedme import PFedMe, Personal
+from .pfedme import Personal, PFedMe
 from .proximal import descend
 
 __all__ = ["PerFedAvg"]

@@ -1,0 +1,32 @@
+"""Delaunay graphs: peers at places in the plane, joined to those around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.spatial import Delaunay as Triangulation
+
+from shoal.core import BadInput, Topology, topologies
+
+from .base import Edges, agreed, both
+
+__all__ = ["Delaunay"]
+
+
+@topologies.register("delaunay")
+@dataclass(frozen=True)
+class Delaunay(Topology):
+    """The Delaunay triangulation of uniform places in the unit square: planar and connected.
+
+    Two peers are a single edge.
+    """
+
+    def edges(self, n: int, seed: int, tick: int) -> Edges:
+        if n < 2:
+            raise BadInput("peers", n, "at least 2 for a Delaunay graph")
+        if n == 2:
+            return both(n, torch.tensor([0]), torch.tensor([1]))
+        places = agreed(seed, self.slug).uniform(n, 2)[0].numpy()
+        corner = torch.from_numpy(Triangulation(places).simplices.astype("int64"))
+        return both(n, corner.flatten(), corner.roll(1, 1).flatten())
