@@ -15,7 +15,8 @@ import typer
 # OpenMP reads this once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from shoal.core import BadInput, ShoalError, literal  # noqa: E402
+from shoal.core import ShoalError
+from shoal.experiment import settings
 
 app = typer.Typer(
     name="shoal",
@@ -36,35 +37,6 @@ Rounds = Annotated[int | None, typer.Option(help="Number of ticks.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything that is random.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the report (default runs/SYSTEM-TIME).")]
-
-
-def settings(pairs: list[str] | None) -> dict[str, Any]:
-    """``["network.rule=krum", "lr=0.1"]`` as nested tables; the method's own fields under ``method``."""
-    tree: dict[str, Any] = {}
-    for pair in pairs or []:
-        path, eq, value = pair.partition("=")
-        if not eq or not path:
-            raise BadInput("--set", pair, "write it as a.b=value")
-        keys = path.strip().split(".")
-        if keys[0] not in {"task", "network", "runtime", "method", "every", "dtype"}:
-            keys.insert(0, "method")
-        node = tree
-        for depth, key in enumerate(keys[:-1]):
-            held = node.setdefault(key, {})
-            if not isinstance(held, dict):  # --set network.rule=krum, then --set network.rule.f=2
-                held = node[key] = _table(held, ".".join(keys[: depth + 1]))
-            node = held
-        held = node.get(keys[-1])
-        node[keys[-1]] = {**held, "name": value} if isinstance(held, dict) else literal(value)
-    return tree
-
-
-def _table(value: Any, path: str) -> dict[str, Any]:
-    from shoal.core.part import fields_of
-
-    if not isinstance(value, str):
-        raise BadInput(path, value, "is a value and has no fields of its own")
-    return fields_of(value)
 
 
 def _default_out(system: str) -> Path:

@@ -13,7 +13,7 @@ from rich.table import Table
 from shoal.core import BadInput, Report
 from shoal.core.part import split_list
 
-from .experiment import merge, plan_of, prepare_folder, run
+from .experiment import merge, plan_of, prepare_folder, run, settings
 from .runtimes.base import Plan
 
 __all__ = ["compare", "compare_systems", "row_of"]
@@ -77,7 +77,6 @@ def compare_systems(
     Raises:
         BadInput: before anything runs.
     """
-    from .cli import settings
     from .report.terminal import comparison
 
     factors: list[tuple[str, list[str]]] = [("system", systems)] if len(systems) > 1 or not vary else []
@@ -101,7 +100,7 @@ def compare_systems(
     reports = compare(plans, out=folder, quiet=quiet, factors=two)
     if not quiet:
         console = Console()
-        comparison(list(reports.items()))
+        console.print(comparison(list(reports.items())))
         if len(factors) == 2:
             console.print(grid(list(reports.items()), factors[0][1], factors[1][1]))
         console.print(f"\n{folder / 'compare.html'}")

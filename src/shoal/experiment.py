@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.core import BadInput, Method, Report, methods
+from shoal.core import BadInput, Method, Report, literal, methods
 from shoal.core.load import load_object
 from shoal.core.part import fields_of
 from shoal.report.save import save
 from shoal.runtimes.base import Plan, Progress, Runtime, runtimes
 
-__all__ = ["merge", "method_of", "plan_of", "prepare_folder", "run"]
+__all__ = ["merge", "method_of", "plan_of", "prepare_folder", "run", "settings"]
 
 _PLAN = {"task", "network", "peers", "rounds", "seed", "every", "dtype"}
 
@@ -90,6 +90,33 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput("file", str(path), error.strerror or "not readable") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput("file", str(path), f"not TOML: {error}") from None
+
+
+def settings(pairs: list[str] | None) -> dict[str, Any]:
+    """``["network.rule=krum", "lr=0.1"]`` as nested tables; the method's own fields under ``method``."""
+    tree: dict[str, Any] = {}
+    for pair in pairs or []:
+        path, eq, value = pair.partition("=")
+        if not eq or not path:
+            raise BadInput("--set", pair, "write it as a.b=value")
+        keys = path.strip().split(".")
+        if keys[0] not in {"task", "network", "runtime", "method", "every", "dtype"}:
+            keys.insert(0, "method")
+        node = tree
+        for depth, key in enumerate(keys[:-1]):
+            held = node.setdefault(key, {})
+            if not isinstance(held, dict):  # --set network.rule=krum, then --set network.rule.f=2
+                held = node[key] = _table(held, ".".join(keys[: depth + 1]))
+            node = held
+        held = node.get(keys[-1])
+        node[keys[-1]] = {**held, "name": value} if isinstance(held, dict) else literal(value)
+    return tree
+
+
+def _table(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, str):
+        raise BadInput(path, value, "is a value and has no fields of its own")
+    return fields_of(value)
 
 
 def prepare_folder(out: str | Path, resume: bool = False) -> Path:

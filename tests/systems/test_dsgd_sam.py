@@ -82,9 +82,7 @@ def test_smoothed_gradient_of_a_cubic_is_the_peers_mean_gradient() -> None:
 
 def test_probe_against_double_backward_through_a_network() -> None:
     """C is the gradient by w of (1/2m) sum d'H(w)d, here by plain autograd on the whole expression."""
-    work: Any = plan_of("dsgd-sam", task=TASK, peers=4, seed=5).task.open(
-        Place.whole(4, 5, torch.float64)
-    )
+    work: Any = plan_of("dsgd-sam", task=TASK, peers=4, seed=5).task.open(Place.whole(4, 5, torch.float64))
     x = work.init() + 0.05 * Draws(1, "apart", torch.arange(4)).normal(work.dim)
     inputs, targets = work.x[:40].to(torch.float64), work.y[:40]
     mean, d = deviations(x)

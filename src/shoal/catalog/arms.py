@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from shoal.core import Report
-from shoal.experiment import run
+import torch
+from torch import Tensor
 
-__all__ = ["arm", "at_tick", "final", "rounds_to"]
+from shoal.core import Draws, Place, Report
+from shoal.experiment import plan_of, run
+
+__all__ = ["arm", "at_tick", "final", "opened", "rounds_to", "sharpness"]
 
 
 def arm(system: Any, seed: int, **plan: Any) -> Report:
@@ -30,3 +33,17 @@ def at_tick(report: Report, tick: int, metric: str = "accuracy") -> float:
 def rounds_to(report: Report, target: float, metric: str = "accuracy") -> float:
     """The first tick at which a metric has reached the target; infinity: never."""
     return next((t for t, v in zip(*report.curve(metric), strict=True) if v >= target), math.inf)
+
+
+def opened(system: Any, seed: int, **plan: Any) -> Any:
+    """The task of a run, live, with all peers in one block."""
+    made = plan_of(system, seed=seed, **plan)
+    return made.task.open(Place.whole(made.peers, made.seed, getattr(torch, made.dtype)))
+
+
+def sharpness(task: Any, x: Tensor, seed: int, directions: int = 10, radius: float = 0.1) -> float:
+    """Mean rise of the test loss of a model x [1, D] over random directions of length ``radius`` |x|."""
+    z = Draws(seed, "sharpness", torch.arange(directions)).normal(x.shape[1], dtype=x.dtype)
+    points = x + radius * x.norm() * z / z.norm(dim=1, keepdim=True)
+    loss = task.model.score(torch.cat([x, points]), task.test_x, task.test_y)["loss"]
+    return float(loss[1:].mean() - loss[0])

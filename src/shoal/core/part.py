@@ -18,6 +18,7 @@ import typing
 from abc import ABC
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import FunctionType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import msgspec
@@ -121,6 +122,8 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, str | int | float | bool | type(None)):
         return value
+    if isinstance(value, type | FunctionType):
+        return f"{value.__module__}:{value.__qualname__}"
     return f"<{type(value).__module__}.{type(value).__qualname__}>"
 
 

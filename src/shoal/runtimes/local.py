@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,11 +169,24 @@ class Session:
             "net": self.net.state(),
             "clocks": self.clocks,
             "work": self.work.state(),
-            "run": {"done": self.done, "rows": self.report.rows, "wall": self._wall()},
+            "run": {
+                "done": self.done,
+                "rows": self.report.rows,
+                "wall": self._wall(),
+                "plan": json.dumps(self.report.config, sort_keys=True),
+            },
         }
 
     def restore(self, values: dict[str, Any]) -> None:
-        """Continue where :meth:`saved` was."""
+        """Continue where :meth:`saved` was.
+
+        Raises:
+            BadInput: the checkpoint is of another configuration.
+        """
+        before, now = json.loads(values["run.plan"]), self.report.config
+        for name in now:
+            if before.get(name) != now[name]:
+                raise BadInput(name, now[name], f"the run to resume has {before.get(name)}")
         self.state = tree.load(self.state, values, "method")
         under = {
             part: {k[len(part) + 1 :]: v for k, v in values.items() if k.startswith(part + ".")}

@@ -10,23 +10,26 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from shoal.agents.base import Agent, Given, Memory
+from shoal.agents.llm import Speaking
+from shoal.agents.scripted import Guessing, Silent, Simulated
 from shoal.core import BadInput, Draws, Place, Task, Work, tasks
 
 __all__ = [
-    "Coloring", "Consensus", "Coordination", "Given", "LeaderElection", "Matching", "VertexCover",
+    "Coloring", "Consensus", "Coordination", "LeaderElection", "Matching", "VertexCover",
 ]  # fmt: skip
 
 Names = list[str]
 View = dict[str, Names]
 """Each agent's neighbours, by name."""
-Given = dict[str, Any]
-"""What an agent knows of itself at the start: ``name``, ``neighbours``, ``degree`` (the largest of the
-graph), ``value`` (what it proposes)."""
+AGENTS: dict[str, type[Agent]] = {
+    "simulated": Simulated, "silent": Silent, "random": Guessing, "llm": Speaking
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,12 @@ class Problem(Task):
     Args:
         names: of the agents, in the order of the peers; empty: ``p`` and a number of three digits,
             drawn from the seed. Identifiers are compared as text.
+        agents: ``simulated``: classical algorithms; ``silent``: the same without messages; ``random``:
+            valid answers at random; ``llm``: a small language model.
     """
 
     names: tuple[str, ...] = ()
+    agents: Literal["simulated", "silent", "random", "llm"] = "simulated"
 
     rules: ClassVar[str] = ""
 
@@ -167,6 +173,7 @@ class Coordination(Work):
     def __init__(self, problem: Problem, place: Place) -> None:
         super().__init__(place)
         self.problem = problem
+        self.agent = AGENTS[problem.agents]()
         agreed = Draws(place.seed, "shared/names", torch.zeros(1, dtype=torch.int64))
         drawn = [f"p{number:03d}" for number in agreed.permutation(place.n)[0].tolist()]
         self.names = list(problem.names) or drawn
@@ -175,19 +182,19 @@ class Coordination(Work):
         # With all proposals alike there would be nothing to agree on.
         self.values[0] = 0
         self.values[-1] = 1 if place.n > 1 else 0
-        self.simulated = ""
 
-    def given(self, peer: int, neighbours: list[int], degree: int) -> Given:
+    def given(self, peer: int, neighbours: list[int], degree: int, rounds: int) -> Given:
         """What the peer knows at the start; ``degree``: the largest of the graph."""
-        return {
+        given: Given = {
+            "problem": self.problem.slug,
             "name": self.names[peer],
             "neighbours": sorted(self.names[j] for j in neighbours),
             "degree": degree,
             "value": self.values[peer],
         }
+        return given | {"text": self._text(given, rounds)}
 
-    def text(self, given: Given, rounds: int) -> str:
-        """The start text of an agent."""
+    def _text(self, given: Given, rounds: int) -> str:
         options = ", ".join(self.problem.options(given))
         proposes = f" You propose {given['value']}." if self.problem.slug == "consensus" else ""
         return (
@@ -197,9 +204,27 @@ class Coordination(Work):
             f"Answers: {options}."
         )
 
-    def turn(self, active: Tensor) -> None:
-        """Count a turn of the active peers of the block, bool [P]."""
-        self.spent = self.spent + active
+    def speak(self, row: int, given: Given, memory: Memory, tick: int) -> tuple[dict[str, str], int]:
+        """What the agent of a row says to each neighbour, and how often that could not be read: after
+        one failure it is asked once more, after two it has said nothing."""
+        words = Draws(self.place.seed, "speak", self.peers[row : row + 1], tick).words(2)[0].tolist()
+        for failures, word in enumerate(words):
+            self._turn(row)
+            said = _spoken(self.agent.speak(given, memory, word), given["neighbours"])
+            if said is not None:
+                return said, failures
+        return {}, len(words)
+
+    def answer(self, row: int, given: Given, memory: Memory, tick: int) -> str:
+        """The agent's answer.
+
+        Raises:
+            BadInput: it is none of the options.
+        """
+        self._turn(row)
+        word = int(Draws(self.place.seed, "answer", self.peers[row : row + 1], tick).words(1)[0, 0])
+        options = self.problem.options(given)
+        return self.valid(given, self.agent.answer(given, memory, options, word))
 
     def valid(self, given: Given, answer: Any) -> str:
         """The answer itself.
@@ -212,21 +237,37 @@ class Coordination(Work):
             raise BadInput("answer", answer, f"one of {', '.join(options)}")
         return str(answer)
 
+    def _turn(self, row: int) -> None:
+        self.spent = self.spent + torch.nn.functional.one_hot(torch.tensor(row), len(self.peers))
+
     def measure(self, output: Any, tick: int) -> dict[str, float | Tensor]:
         """``score`` of all agents' answers; output: P dicts ``given``, ``answer``. 0 where one of them
-        is not valid. Nothing where the block does not hold everyone."""
+        is not valid. Nothing before the last round, or where the block does not hold everyone."""
         if len(output) != self.n:
             return {}
-        told = [(o["given"], o["answer"]) for o in output]
-        lead = "simulated_" if self.simulated else ""
+        told = [(o["given"], o["answer"]) for o in output if o["answer"] is not None]
+        if len(told) < self.n:
+            return {}
+        lead = "simulated_" if self.agent.simulated else ""
         if any(answer not in self.problem.options(given) for given, answer in told):
             return {f"{lead}score": 0.0}
         graph = {given["name"]: given["neighbours"] for given, _ in told}
         return {f"{lead}score": self.problem.score(graph, {g["name"]: a for g, a in told})}
 
     def notes(self) -> list[str]:
-        return [self.simulated] if self.simulated else []
+        return [self.agent.simulated] if self.agent.simulated else []
 
     def final(self, output: Any) -> dict[str, Any]:
-        told = {o["given"]["name"]: o["answer"] for o in output}
-        return {"answers": json.dumps(told)} | ({"simulated": self.simulated} if self.simulated else {})
+        told = {"answers": {o["given"]["name"]: o["answer"] for o in output}}
+        return told | ({"simulated": self.agent.simulated} if self.agent.simulated else {})
+
+
+def _spoken(text: str, neighbours: Names) -> dict[str, str] | None:
+    """The messages {neighbour: text} that an agent's JSON holds; None: it is no such JSON."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(said, dict) or not all(isinstance(v, str) for v in said.values()):
+        return None
+    return {name: said[name] for name in neighbours if name in said}

@@ -6,9 +6,13 @@ from typing import Any, ClassVar
 
 from shoal.catalog.arms import arm, final
 from shoal.catalog.claims import Bound, Claim, Progress, claim
+from shoal.core import Report
 
 COMMON: dict[str, Any] = {"peers": 16, "rounds": 150, "every": 10}
-METHOD: dict[str, Any] = {"lr": 0.05, "local_steps": 5}
+# The entry gives no rate at this scale. Of 0.02, 0.05, 0.1, 0.2, 0.4 on seeds 100 and 101, 0.2 ends best
+# for every arm but the late window (0.4: 0.88, 0.2: 0.87), whose lower rate is against the claim.
+METHOD: dict[str, Any] = {"lr": 0.2, "local_steps": 5, "weight_decay": 5e-4}
+RARE, NONE = "random-peer(p=0.2)", "components(parts=16)"
 
 
 @claim("single-merge")
@@ -25,36 +29,35 @@ class SingleMergeClaim(Claim):
         **METHOD,
         "data": "mnist14",
         "partition": "dirichlet(0.1)",
+        "batch": 32,
+        "R": 0.2,
     }
-    notes = ("Smaller than the paper: MLP 196-48-10 on 4,000 digits, 16 peers.",)
+    notes = (
+        "Smaller than the paper: MLP 196-48-10 on 4,000 digits, 16 peers.",
+        "Mean local: the models of the R = 0.2 run at its last tick, had they not been merged.",
+    )
 
     def measure(self, seed: int, progress: Progress) -> dict[str, float]:
-        def go(schedule: str, graph: str = "random-peer(p=0.2)", **more: Any) -> Any:
-            progress(f"{schedule} {graph} {more}")
+        def go(schedule: str, graph: str, **window: int) -> Report:
+            progress(f"{schedule}, {graph} {window or ''}")
+            network = {"graph": graph}
             return arm(
-                "single-merge",
-                seed,
-                **COMMON,
-                **METHOD,
-                schedule=schedule,
-                network={"graph": graph},
-                **more,
+                "single-merge", seed, **COMMON, **METHOD, schedule=schedule, network=network, **window
             )
 
-        once = go("final")
-        # Before the last tick the models are those of the run that never merges.
-        before = once.rows[-2]
-        never = go("never", "components(parts=16)")
-        always = go("always", "components(parts=16)")
-        early = go("window", "random-peer(p=0.2)", start=0, length=10)
-        late = go("window", "random-peer(p=0.2)", start=140, length=10)
-        merged = final(once)
+        once, unmerged = go("final", RARE), go("never", RARE)
+        never, always = go("never", NONE), go("always", NONE)
+        early, late = go("window", RARE, start=0, length=10), go("window", RARE, start=140, length=10)
+        merged, local = final(once), final(unmerged)
         return {
-            "merged - mean local": merged - before["accuracy"],
+            "merged - mean local": merged - local,
             "merged (R = 0.2) - merged (never)": merged - final(never, "merged_accuracy"),
             "late window - early window": final(late) - final(early),
             "always - merged": final(always) - merged,
             "bytes / bytes of always": once.bytes_sent / always.bytes_sent,
             "merged": merged,
+            "mean local": local,
             "always": final(always),
+            "late window": final(late),
+            "early window": final(early),
         }

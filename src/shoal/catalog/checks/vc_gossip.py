@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-
-from shoal.catalog.arms import arm, final
+from shoal.catalog.arms import arm, final, opened
 from shoal.catalog.claims import Bound, Claim, Progress, claim
-from shoal.core import Place
-from shoal.experiment import plan_of
-from shoal.methods.gossip.variance_corrected import weight_variances
+from shoal.core import Report
+from shoal.methods.gossip.variance_corrected import VarianceCorrected, weight_variances
 
 COMMON: dict[str, Any] = {"peers": 20, "rounds": 40, "every": 40}
+# The entry gives no rate: each arm's best of 0.05, 0.1, 0.2, 0.4, 0.8 on seeds 100 and 101.
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"target": "none", "lr": 0.4},
+    "corrected": {"lr": 0.2},
+    "same start": {"target": "none", "same_start": True, "lr": 0.4},
+}
+DEEP = {"model": {"name": "mlp", "hidden": [32] * 5, "init": "xavier"}}
 
 
-def first_layer(x: torch.Tensor, plan: Any) -> float:
+def first_layer(x: Any, layers: Any) -> float:
     """Mean variance of the first layer's weights over the peers."""
-    task: Any = plan.task.open(Place.whole(plan.peers, plan.seed))
-    return float(weight_variances(x, task.layers)[:, 0].mean())
+    return float(weight_variances(x, layers)[:, 0].mean())
 
 
 @claim("vc-gossip")
@@ -30,32 +33,40 @@ class VarianceClaim(Claim):
         Bound("corrected variance ratio", ">=", 0.95),
         Bound("corrected variance ratio (upper)", "<=", 1.05),
     )
-    config: ClassVar[dict[str, Any]] = {**COMMON, "graph": "random 4-regular", "partition": "iid"}
+    config: ClassVar[dict[str, Any]] = {
+        **COMMON,
+        "arms": ARMS,
+        "task": VarianceCorrected.recipe["task"],
+        "batch": 32,
+        "graph": "random 4-regular",
+    }
+    notes = (
+        "MLP 196-32-32-10 on 4,000 digits, 20 peers. Plain averaging only stalls for a while, and the "
+        "shorter the higher its rate: printed at rate 0.1 for all arms too.",
+        "Five hidden layers, printed at rate 0.4 for all arms: each shrunken layer shrinks the signal.",
+    )
 
     def measure(self, seed: int, progress: Progress) -> dict[str, float]:
-        arms: dict[str, dict[str, Any]] = {
-            "plain": {"target": "none"},
-            "corrected": {},
-            "same": {"target": "none", "same_start": True},
+        def go(name: str, **more: Any) -> Report:
+            progress(f"{name} {more}")
+            return arm("vc-gossip", seed, **{**COMMON, **ARMS[name], **more})
+
+        accuracy = {name: final(go(name)) for name in ARMS}
+        low = {name: final(go(name, lr=0.1)) for name in ARMS}
+        deep = {name: final(go(name, lr=0.4, task=DEEP)) for name in ARMS}
+        task = opened("vc-gossip", seed, **COMMON)
+        start = first_layer(task.init(same=False), task.layers)
+        ratio = {
+            name: first_layer(go(name, rounds=1).output, task.layers) / start
+            for name in ("plain", "corrected")
         }
-        accuracy, ratio = {}, {}
-        for name, more in arms.items():
-            progress(name)
-            accuracy[name] = final(arm("vc-gossip", seed, **COMMON, **more))
-            if name != "same":
-                # The variance of what averaging alone does: one round with a vanishing step.
-                one = {**COMMON, "rounds": 1, "lr": 1e-9}
-                plan = plan_of("vc-gossip", seed=seed, **{k: v for k, v in one.items() if k != "lr"})
-                task: Any = plan.task.open(Place.whole(plan.peers, plan.seed))
-                after = arm("vc-gossip", seed, **one, **more).output
-                ratio[name] = first_layer(after, plan) / first_layer(task.init(same=False), plan)
         return {
             "corrected - plain": accuracy["corrected"] - accuracy["plain"],
-            "|corrected - same start|": abs(accuracy["corrected"] - accuracy["same"]),
+            "|corrected - same start|": abs(accuracy["corrected"] - accuracy["same start"]),
             "|plain variance ratio - 0.3125|": abs(ratio["plain"] - 0.3125),
             "corrected variance ratio": ratio["corrected"],
             "corrected variance ratio (upper)": ratio["corrected"],
-            "plain": accuracy["plain"],
-            "corrected": accuracy["corrected"],
-            "same start": accuracy["same"],
+            **accuracy,
+            **{f"{name} (rate 0.1)": value for name, value in low.items()},
+            **{f"{name} (five hidden layers)": value for name, value in deep.items()},
         }

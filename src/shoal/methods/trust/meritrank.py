@@ -48,7 +48,7 @@ class Views:
 @methods.register("meritrank")
 @dataclass(frozen=True)
 class GossipedMeritRank(MeritRank, Method):
-    """MeritRank with epochs, over pulled feedback; its fields are those of the score, and:
+    """MeritRank with epochs, over pulled feedback; its fields are those of the score and these:
 
     Args:
         walks: from each peer, each epoch.

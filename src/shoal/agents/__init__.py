@@ -1,0 +1,1 @@
+"""Agents that speak and decide: language models, and scripted ones that are always called simulated."""

@@ -1,0 +1,1 @@
+"""Agents that talk along the edges of a graph."""

@@ -1,0 +1,106 @@
+"""The local runtime: clocks that resume, blocks in float32, divergence, rows and reports."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shoal.core import BadInput, RunFailed, tree
+from shoal.experiment import plan_of, run
+from shoal.runtimes.blocks import run_blocks
+from shoal.runtimes.local import Local, Session
+
+TASK = {"name": "supervised", "data": "digits", "model": {"name": "mlp", "hidden": [8]}, "limit": 300, "batch": 8}
+
+
+def plan(method="dsgd", **changes):
+    network = {"graph": "ring", **changes.pop("network", {})}
+    settings = {"task": TASK, "peers": 6, "rounds": 6, "every": 2, "seed": 5, "dtype": "float64"}
+    return plan_of(method, network=network, **{**settings, **changes})
+
+
+CLOCKS = [
+    "rounds",
+    "participation(fraction=0.5)",
+    "stragglers(slow=0.5,factor=4)",
+    "churn(leave=0.1,crash=0.2,rejoin=0.5)",
+    "poisson-peer",
+    "poisson-edge",
+    "poisson-pair",
+    "one-peer",
+    "participation(fraction=0.7)+stragglers(slow=0.3,factor=2)",
+]
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_every_clock_resumes_and_splits_into_blocks(clock, tmp_path):
+    one = plan(network={"clock": clock, "codec": "topk(fraction=0.3)", "links": {"loss": 0.1}})
+    whole = Session.open(one)
+    whole.go(None, 0, lambda: None)
+    path = tmp_path / "c.safetensors"
+    first = Session.open(one)
+
+    def stop(done, *_):
+        if done == 3:
+            tree.save(first.saved(), path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.go(stop, 0, lambda: None)
+    second = Session.open(one)
+    second.restore(tree.read(path))
+    second.go(None, 0, lambda: None)
+    assert torch.equal(whole.state.x, second.state.x)
+    assert whole.net.meter.total == second.net.meter.total
+    assert [r["time"] for r in whole.report.rows] == [r["time"] for r in second.report.rows]
+    blocks, exchange = run_blocks(one, 3)
+    assert torch.allclose(whole.state.x, blocks.x, atol=1e-9)
+    assert exchange.meter.total == whole.net.meter.total
+
+
+def test_blocks_agree_in_float32_to_its_rounding():
+    one = plan(dtype="float32")
+    whole = Session.open(one)
+    whole.go(None, 0, lambda: None)
+    blocks, _ = run_blocks(one, 6)
+    assert torch.allclose(whole.state.x, blocks.x, atol=1e-4)
+
+
+def test_divergence_is_one_line_that_says_what_to_try():
+    with pytest.raises(RunFailed, match="diverged.*smaller learning rate"):
+        Local().run(plan_of("dsgd", task={**TASK, "model": "linear", "data": "sklearn(table='diabetes')"},
+                            peers=4, rounds=60, every=1, method={"lr": 1e4}))  # fmt: skip
+
+
+def test_rows_tell_mean_worst_decile_and_spread():
+    report = run(plan())
+    last = report.rows[-1]
+    assert {"tick", "time", "bytes", "spent", "accuracy", "accuracy_p10", "accuracy_std", "consensus"} <= set(last)
+    assert last["tick"] == 6 and [r["tick"] for r in report.rows] == [0, 2, 4, 6]
+    assert abs(last["accuracy"] - float(report.peers["accuracy"].mean())) < 1e-12
+    assert last["spent"] == 6 * 6 * 5
+    src, _, size = report.links
+    assert int(size.sum()) == report.bytes_sent and int(src.max()) < 6
+
+
+def test_hostile_peers_do_not_count_in_the_figures():
+    report = run(plan(network={"attack": "sign-flip", "hostile": (0, 1), "rule": "median"}))
+    honest = report.peers["accuracy"][2:]
+    assert abs(report.metrics["accuracy"] - float(honest.mean())) < 1e-12
+
+
+def test_a_rule_without_enough_neighbours_is_said():
+    report = run(plan(network={"rule": "krum(f=1)"}))
+    assert any("too few messages" in note for note in report.notes)
+    with pytest.raises(BadInput, match=r"network.rule.*needs at least"):
+        run(plan(network={"rule": "krum(f=9)"}))
+
+
+def test_a_task_of_the_wrong_kind_is_refused():
+    with pytest.raises(BadInput, match="needs a task of kind"):
+        run(plan(task="population"))
+
+
+def test_noise_is_accounted_for():
+    report = run(plan(network={"codec": "gaussian(clip=1,sigma=2)"}))
+    assert 0 < report.final["epsilon"] < 100
