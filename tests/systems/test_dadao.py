@@ -9,7 +9,9 @@ import torch
 
 from shoal.core import BadInput, RunFailed
 from shoal.experiment import plan_of, run
-from shoal.methods.asynchronous.dadao import DADAO, Momenta, flow_of
+from shoal.methods.asynchronous.dadao import DADAO, Momenta, flow_of, gossip
+from shoal.network.clocks.poisson import PoissonPair
+from shoal.network.network import Network
 from shoal.runtimes.local import Session
 
 NAMES = ("x", "xt", "y", "yt", "z", "zt")
@@ -99,16 +101,22 @@ def test_a_lone_peer_descends() -> None:
 
 @pytest.mark.parametrize("graph", ["ring", "star"])
 def test_uniform_rates_are_optimal_on_ring_and_star(graph: str) -> None:
-    uniform = DADAO(graph=graph).gossip(8, 0)
-    optimal = DADAO(graph=graph, rates="optimal").gossip(8, 0)
+    on = Network.make(graph=graph).graph_at(8, 0, 0)
+    uniform, optimal = gossip(on, PoissonPair()), gossip(on, PoissonPair(rates="optimal"))
     assert optimal == pytest.approx(uniform, rel=1e-3)
 
 
 def test_constants_of_the_ring() -> None:
-    chi1, rate = DADAO().gossip(10, 0)
+    ring = Network().graph_at(10, 0, 0)
+    chi1, rate = gossip(ring, PoissonPair())
     assert chi1 == pytest.approx(10 / (2 - 2 * np.cos(2 * np.pi / 10)))
     assert rate == pytest.approx((2 * chi1 * 4.5) ** 0.5)
-    assert DADAO(edge_rate=7.0).gossip(10, 0) == pytest.approx((chi1, 7.0))
+    assert gossip(ring, PoissonPair(total=7.0)) == pytest.approx((chi1, 7.0))
+
+
+def test_another_clock_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"network\.clock.*poisson-pair"):
+        run("dadao", task="quadratic", network={"clock": "rounds"}, peers=4, rounds=2)
 
 
 def test_tracking_keeps_its_invariant_and_converges() -> None:

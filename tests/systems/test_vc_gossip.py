@@ -135,3 +135,35 @@ def test_a_full_buffer_is_averaged_and_emptied() -> None:
 def test_bad_input(fields: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=next(iter(fields))):
         VarianceCorrected(**fields)
+
+
+def test_gossip_learning_averages_parts_by_age() -> None:
+    """Two peers on one edge, one part: after a first tick the ages are 1, so the models meet half-way."""
+    alone: dict[str, Any] = {"peers": 2, "system": "local", "local_steps": 1, "same_start": False}
+    pair: dict[str, Any] = {"peers": 2, "network": {"graph": "complete"}, "same_start": False}
+    fields: dict[str, Any] = {"system": "gossip-learning", "local_steps": 1, "lr": 1e-300, **pair}
+    start = go(rounds=1, lr=1e-300, **alone).output
+    whole = go(rounds=1, parts=1, **fields)
+    torch.testing.assert_close(whole.output, start.mean(0, keepdim=True).expand(2, -1), rtol=0, atol=1e-12)
+    assert whole.bytes_sent == 2 * 8 * (start.shape[1] + 1)
+    # In four parts each peer takes one quarter half-way; the rest is its own.
+    found = go(rounds=1, parts=4, **fields)
+    gap = found.output - start
+    half = (start.flip(0) - start) / 2
+    width = -(-start.shape[1] // 4)
+    taken = [[not torch.allclose(g, torch.zeros_like(g)) for g in row.split(width)] for row in gap]
+    assert [sum(row) for row in taken] == [1, 1]
+    for peer, row in enumerate(taken):
+        piece = slice(row.index(True) * width, (row.index(True) + 1) * width)
+        torch.testing.assert_close(gap[peer, piece], half[peer, piece], rtol=0, atol=1e-12)
+    assert found.bytes_sent == 2 * 8 * (width + 1)
+
+
+def test_gossip_learning_alone_is_local() -> None:
+    quiet = go(system="gossip-learning", network={"graph": "random-peer(p=0)"}, rounds=3)
+    assert torch.equal(quiet.output, go(system="local", rounds=3).output)
+
+
+def test_gossip_learning_refuses_more_parts_than_parameters() -> None:
+    with pytest.raises(BadInput, match="parts"):
+        go(system="gossip-learning", parts=100_000)

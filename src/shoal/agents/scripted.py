@@ -1,5 +1,7 @@
-"""SIMULATED agents: no model is asked. They flood what they know and run classical algorithms on it.
+"""SIMULATED agents: no model is asked. They run classical distributed algorithms.
 
+Leader and consensus: flood-min, the lowest identifier heard of (and its proposal) is passed on in every
+round. The others: who is whose neighbour is flooded, and each agent runs the algorithm on what it knows.
 After r rounds an agent knows all that lies within r hops, so with as many rounds as the graph's diameter
 everyone computes the same solution (Linial, "Locality in distributed graph algorithms", 1992).
 """
@@ -15,7 +17,7 @@ from .base import Given, Memory
 __all__ = ["Guessing", "Silent", "Simulated", "cover", "greedy_colors", "handshakes"]
 
 Graph = dict[str, list[str]]
-RESENT = 2
+RESENT = 4
 
 
 def greedy_colors(graph: Graph) -> dict[str, int]:
@@ -52,66 +54,66 @@ def handshakes(graph: Graph) -> dict[str, str]:
         couple |= new
 
 
-def _color(given: Given, known: Memory, graph: Graph, options: list[str]) -> str:
+def _color(given: Given, graph: Graph, options: list[str]) -> str:
     return options[min(greedy_colors(graph)[given["name"]], len(options) - 1)]
 
 
-def _cover(given: Given, known: Memory, graph: Graph, options: list[str]) -> str:
+def _cover(given: Given, graph: Graph, options: list[str]) -> str:
     return "Yes" if given["name"] in cover(graph) else "No"
 
 
-def _match(given: Given, known: Memory, graph: Graph, options: list[str]) -> str:
+def _match(given: Given, graph: Graph, options: list[str]) -> str:
     partner = handshakes(graph).get(given["name"], "None")
     return partner if partner in options else "None"
 
 
-def _elect(given: Given, known: Memory, graph: Graph, options: list[str]) -> str:
-    return "Yes" if given["name"] == min(known) else "No"
-
-
-def _agree(given: Given, known: Memory, graph: Graph, options: list[str]) -> str:
-    return str(known[min(known)][0])
-
-
-SOLVE: dict[str, Callable[[Given, Memory, Graph, list[str]], str]] = {
+SOLVE: dict[str, Callable[[Given, Graph, list[str]], str]] = {
     "coloring": _color,
     "vertex-cover": _cover,
     "maximal-matching": _match,
-    "leader-election": _elect,
-    "consensus": _agree,
 }
 
 
 class Simulated:
     """Flood-min, greedy colouring by identifier, handshake matching.
 
-    Memory: ``known``: name -> [value, neighbours], the first that was heard; ``fresh``: name -> rounds
-    that it is still passed on. What is learnt is said in two rounds, in case a message is damaged.
+    Memory: ``lowest``: [identifier, proposal]; or ``known``: name -> neighbours, the first list that was
+    heard, and ``fresh``: name -> rounds that it is still passed on. What is learnt is said in four rounds,
+    in case a message is damaged.
     """
 
     simulated = "SIMULATED agents: classical algorithms, no model was asked"
 
     def start(self, given: Given) -> Memory:
         me = given["name"]
-        return {"known": {me: [given["value"], given["neighbours"]]}, "fresh": {me: RESENT}}
+        if given["problem"] not in SOLVE:
+            return {"lowest": [me, given["value"]]}
+        return {"known": {me: given["neighbours"]}, "fresh": {me: RESENT}}
 
     def hear(self, memory: Memory, heard: dict[str, str]) -> Memory:
+        said = [_read(text) for text in heard.values()]
+        if "lowest" in memory:
+            return {"lowest": min([memory["lowest"], *filter(_proposal, said)])}
         known = dict(memory["known"])
         fresh = {name: left - 1 for name, left in memory["fresh"].items() if left > 1}
-        for text in heard.values():
-            for name, entry in _entries(text).items():
-                if name not in known:
-                    known[name], fresh[name] = entry, RESENT
+        for news in said:
+            for name, those in news.items() if isinstance(news, dict) else ():
+                if name not in known and _names(those):
+                    known[name], fresh[name] = those, RESENT
         return {"known": known, "fresh": fresh}
 
     def speak(self, given: Given, memory: Memory, word: int) -> str:
+        if "lowest" in memory:
+            return json.dumps(dict.fromkeys(given["neighbours"], json.dumps(memory["lowest"])))
         news = json.dumps({name: memory["known"][name] for name in memory["fresh"]})
         return json.dumps(dict.fromkeys(given["neighbours"], news) if memory["fresh"] else {})
 
     def answer(self, given: Given, memory: Memory, options: list[str], word: int) -> str:
-        known = memory["known"]
-        graph = {name: entry[1] for name, entry in known.items()}
-        return SOLVE[given["problem"]](given, known, graph, options)
+        if given["problem"] == "leader-election":
+            return "Yes" if memory["lowest"][0] == given["name"] else "No"
+        if given["problem"] == "consensus":
+            return str(memory["lowest"][1])
+        return SOLVE[given["problem"]](given, memory["known"], options)
 
 
 class Silent(Simulated):
@@ -132,18 +134,20 @@ class Guessing(Silent):
         return options[word * len(options) >> 32]
 
 
-def _entries(text: str) -> dict[str, list[Any]]:
-    """What a message says of others: the entries that have the right form (it may be damaged)."""
+def _read(text: str) -> Any:
+    """What a message says; None where it is damaged beyond reading."""
     try:
-        said = json.loads(text)
+        return json.loads(text)
     except ValueError:
-        return {}
-    if not isinstance(said, dict):
-        return {}
-    return {name: entry for name, entry in said.items() if _sound(entry)}
+        return None
 
 
-def _sound(entry: Any) -> bool:
-    if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in {0, 1}):
+def _proposal(said: Any) -> bool:
+    """Whether it has the form [identifier, 0 or 1]."""
+    if not (isinstance(said, list) and len(said) == 2):
         return False
-    return isinstance(entry[1], list) and all(isinstance(b, str) for b in entry[1])
+    return isinstance(said[0], str) and type(said[1]) is int and said[1] in {0, 1}
+
+
+def _names(said: Any) -> bool:
+    return isinstance(said, list) and all(isinstance(name, str) for name in said)

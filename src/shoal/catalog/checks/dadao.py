@@ -9,8 +9,9 @@ import numpy as np
 
 from shoal.catalog.arms import arm
 from shoal.catalog.claims import Bound, Claim, Progress, claim
-from shoal.core import Report, topologies
-from shoal.methods.asynchronous.dadao import DADAO
+from shoal.core import Report
+from shoal.network.clocks.poisson import PoissonPair
+from shoal.network.network import Network
 
 # Relative to the start: the squared distance of all peers to the optimum falls to 1e-6.
 TARGET = 1e-3
@@ -86,9 +87,9 @@ class DadaoClaim(Claim):
         slope = math.nan
         if all(math.isfinite(v) for v in gradients.values()):
             slope = float(np.polyfit(np.log(list(gradients)), np.log(list(gradients.values())), 1)[0])
-        barbell = topologies("barbell")
-        uniform = DADAO(graph=barbell).gossip(16, seed)[1]
-        optimal = DADAO(graph=barbell, rates="optimal").gossip(16, seed)[1]
+        barbell = Network.make(graph="barbell").graph_at(16, seed, 0)
+        uniform = PoissonPair().total_rate(barbell)
+        optimal = PoissonPair(rates="optimal").total_rate(barbell)
         return {
             "slope of gradients over kappa": slope,
             "slope of gradients over kappa (upper)": slope,

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from msgspec import Meta
 from torch import Tensor
 
-from shoal.core import BadInput, Context, Differentiable, Graph, Method, Tick, Topology, methods, topologies
+from shoal.core import BadInput, Context, Differentiable, Graph, Method, Tick, methods
 from shoal.network.clocks.poisson import PoissonPair
 from shoal.network.graphs.base import both
 from shoal.network.spectrum import chis
 
-__all__ = ["DADAO", "Momenta"]
+__all__ = ["DADAO", "Momenta", "gossip"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,15 @@ def flow_of(mu: float, smooth: float) -> Tensor:
     )
 
 
+def gossip(graph: Graph, clock: PoissonPair) -> tuple[float, float]:
+    """(chi1 of the Laplacian sum_e p_e L_e with the edges' shares p_e of all rings, the total rate)."""
+    low, high, share = clock.shares(graph)
+    src, dst = both(graph.n, low, high)
+    pair = torch.minimum(src, dst) * graph.n + torch.maximum(src, dst)
+    chi1, _ = chis(graph.n, src, dst, share[torch.searchsorted(low * graph.n + high, pair)])
+    return chi1, clock.total_rate(graph)
+
+
 @methods.register("dadao")
 @dataclass(frozen=True)
 class DADAO(Method):
@@ -87,16 +96,10 @@ class DADAO(Method):
     Args:
         mu: strong convexity of every f_i; 0: what the task says.
         smooth: L, smoothness of every f_i; 0: what the task says. Too small an L diverges.
-        graph: the network's topology, from which chi1 follows.
-        rates: the shares of the edges, as the clock's: ``uniform`` or ``optimal`` (an SDP).
-        edge_rate: the clock's total rate of edge events; 0: sqrt(2 chi1 chi2).
     """
 
     mu: Annotated[float, Meta(ge=0)] = 0.0
     smooth: Annotated[float, Meta(ge=0)] = 0.0
-    graph: Topology = topologies.field("ring")
-    rates: Literal["uniform", "optimal"] = "uniform"
-    edge_rate: Annotated[float, Meta(ge=0)] = 0.0
 
     connected: ClassVar[bool] = True
     recipe: ClassVar[dict[str, Any]] = {
@@ -118,20 +121,6 @@ class DADAO(Method):
         if self.mu and self.smooth and self.smooth < self.mu:
             raise BadInput("smooth", self.smooth, f"at least mu ({self.mu:g})")
 
-    # -- constants -----------------------------------------------------------------------------------
-
-    def gossip(self, n: int, seed: int) -> tuple[float, float]:
-        """(chi1 of the graph's Laplacian sum_e p_e L_e with the edges' shares p_e, the total rate)."""
-        one = torch.ones(n, dtype=torch.float64)
-        src, dst = self.graph.edges(n, seed, 0)
-        graph = Graph.of(n, src, dst, torch.zeros(len(src), dtype=torch.float64), one)
-        clock = PoissonPair(rates=self.rates, total=self.edge_rate)
-        low, high, share = clock.shares(graph)
-        src, dst = both(n, low, high)
-        pair = torch.minimum(src, dst) * n + torch.maximum(src, dst)
-        chi1, _ = chis(n, src, dst, share[torch.searchsorted(low * n + high, pair)])
-        return chi1, clock.total_rate(graph)
-
     def curvature(self, task: Differentiable) -> tuple[float, float]:
         """(mu, L).
 
@@ -150,7 +139,10 @@ class DADAO(Method):
 
     def init(self, ctx: Context[Differentiable]) -> Momenta:
         mu, smooth = self.curvature(ctx.task)
-        chi1, rate = self.gossip(ctx.n, ctx.seed) if ctx.n > 1 else (0.0, 1.0)
+        clock = next((c for c in ctx.clocks if isinstance(c, PoissonPair)), None)
+        if clock is None and ctx.n > 1:
+            raise BadInput("network.clock", [c.slug for c in ctx.clocks], "one of them poisson-pair")
+        chi1, rate = (0.0, 1.0) if clock is None or ctx.n == 1 else gossip(ctx.graph, clock)
         x = ctx.task.init()
         zero, one = torch.zeros_like(x), torch.ones(len(x), dtype=torch.float64)
         kick = 2 * chi1 / (rate * math.sqrt(mu / (2 * smooth)))
