@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.core import BadInput, Inbox, methods, rules
+from shoal.core import BadInput, Inbox, Place, methods, rules, tasks
 from shoal.experiment import run
 
 COMMON: dict[str, Any] = {
@@ -40,7 +40,8 @@ def inbox(rows: Tensor, centre: Tensor | None = None) -> Inbox:
 
 
 def train(rule: str, beta: float = 0.9, **network: Any) -> Tensor:
-    output = run("centered-clip", **COMMON, beta=beta, network={"rule": rule, **network}).output
+    network = {"rule": rule, "attack": None, "hostile": 0.0, **network}
+    output = run("centered-clip", **COMMON, beta=beta, network=network).output
     assert isinstance(output, Tensor)
     return output
 
@@ -64,7 +65,7 @@ def test_one_outlier_moves_the_result_by_tau_over_n_an_iteration(iterations: int
 
 def test_coin_flips_without_attackers() -> None:
     # Messages are +1 or -1 with mean about 0: the median is always 1 away, clipping about the mean is not.
-    n, rounds = 25, 400
+    n, rounds = 25, 60
     signs = torch.ones(rounds, n, dtype=torch.float64)
     for t in range(rounds):
         signs[t, (t % 2) + 12 :] = -1
@@ -81,8 +82,6 @@ def test_coin_flips_without_attackers() -> None:
 
 def test_worker_momentum_equals_the_recursion() -> None:
     # m <- b m + (1 - b) g and x <- x - lr mean(m): against the same recursion by hand.
-    from shoal.core import Place, tasks
-
     n = COMMON["peers"]
     work: Any = tasks(COMMON["task"]).open(Place.whole(n, 2, torch.float64))
     x = work.init()
@@ -91,7 +90,6 @@ def test_worker_momentum_equals_the_recursion() -> None:
         m = 0.9 * m + (1 - 0.9) * work.grad(x, tick)
         x = x - 0.1 * m.mean(0)
     torch.testing.assert_close(train("mean"), x, rtol=0, atol=1e-12)
-    torch.testing.assert_close(train("rfa(iterations=3)", beta=0.0).std(0), torch.zeros_like(x[0]))
 
 
 def test_hostile_workers_move_the_server_by_tau_a_tick() -> None:
@@ -115,7 +113,7 @@ def test_on_graphs_the_centre_is_the_own_model() -> None:
 @pytest.mark.parametrize("rule", ["centered-clip(tau=0.0)", "centered-clip(tau=-1.0)",
                                   "centered-clip(iterations=0)"])  # fmt: skip
 def test_bad_rules(rule: str) -> None:
-    with pytest.raises(BadInput, match=rule.split("(")[1].split("=")[0]):
+    with pytest.raises(BadInput, match=rule.split("(")[1].split("=", maxsplit=1)[0]):
         train(rule)
 
 

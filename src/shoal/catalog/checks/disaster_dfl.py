@@ -34,7 +34,7 @@ class DisasterClaim(Claim):
 
     def measure(self, seed: int, progress: Progress) -> dict[str, float]:
         peers = int(COMMON["peers"])
-        graph = Network(**GRAPH).graph_at(peers, seed, 0)
+        graph = Network.make(**GRAPH).graph_at(peers, seed, 0)
         kinds = {who: victims(graph, FRACTION, who, seed) for who in get_args(Who)}
 
         def go(who: Who, without: bool = False, **method: Any) -> tuple[Report, Tensor]:

@@ -16,6 +16,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "corrected": {"lr": 0.2},
     "same start": {"target": "none", "same_start": True, "lr": 0.4},
 }
+# Printed alone; rates from the same grid.
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "partitioned gossip learning": (
+        "gossip-learning",
+        {"lr": 0.2, "same_start": False, "network": VarianceCorrected.recipe["network"]},
+    ),
+    "local": ("local", {"lr": 0.2, "same_start": False}),
+    "FedAvg (all peers, same start)": ("csgd", {"lr": 0.8}),
+}
 DEEP = {"model": {"name": "mlp", "hidden": [32] * 5, "init": "xavier"}}
 
 
@@ -36,6 +45,7 @@ class VarianceClaim(Claim):
     config: ClassVar[dict[str, Any]] = {
         **COMMON,
         "arms": ARMS,
+        "baselines": BASELINES,
         "task": VarianceCorrected.recipe["task"],
         "batch": 32,
         "graph": "random 4-regular",
@@ -54,6 +64,11 @@ class VarianceClaim(Claim):
         accuracy = {name: final(go(name)) for name in ARMS}
         low = {name: final(go(name, lr=0.1)) for name in ARMS}
         deep = {name: final(go(name, lr=0.4, task=DEEP)) for name in ARMS}
+        shared: dict[str, Any] = {**COMMON, "task": VarianceCorrected.recipe["task"], "local_steps": 2}
+        others = {
+            name: final(arm(system, seed, **shared, **fields))
+            for name, (system, fields) in BASELINES.items()
+        }
         task = opened("vc-gossip", seed, **COMMON)
         start = first_layer(task.init(same=False), task.layers)
         ratio = {
@@ -67,6 +82,7 @@ class VarianceClaim(Claim):
             "corrected variance ratio": ratio["corrected"],
             "corrected variance ratio (upper)": ratio["corrected"],
             **accuracy,
+            **others,
             **{f"{name} (rate 0.1)": value for name, value in low.items()},
             **{f"{name} (five hidden layers)": value for name, value in deep.items()},
         }

@@ -75,8 +75,9 @@ class DecAvg(Descent):
         omega = ctx.task.sizes.to(s.x.dtype) if self.sizes else torch.ones(len(s.x), dtype=s.x.dtype)
         sums = ctx.net.mix({"x": s.x * omega[:, None], "omega": omega}, tick)
         total = sums["omega"][:, None]
-        # Among relays only there is nothing to average: a relay then keeps its model.
-        mixed = torch.where(total > 0, sums["x"] / total.clamp(min=1e-30), s.x)
+        # Among relays only there is nothing to average, and who is gone hears nothing: both keep their model.
+        heard = ctx.mine(tick.active)[:, None] & (total > 0)
+        mixed = torch.where(heard, sums["x"] / total.clamp(min=1e-30), s.x)
         return Models(self.local(mixed, tick, ctx))
 
     def measure(self, s: Models, tick: Tick, ctx: Context[Training]) -> dict[str, float | Tensor]:
