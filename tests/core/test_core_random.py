@@ -76,7 +76,7 @@ def test_moments():
     assert abs(float(n.mean())) < 0.01 and abs(float(n.var()) - 1) < 0.02
     assert abs(float((n**4).mean()) - 3) < 0.1
     u = d.at("u").uniform(1000)
-    assert 0 <= float(u.min()) and float(u.max()) < 1 and abs(float(u.mean()) - 0.5) < 0.01
+    assert float(u.min()) >= 0 and float(u.max()) < 1 and abs(float(u.mean()) - 0.5) < 0.01
     e = d.at("e").exponential(1000)
     assert abs(float(e.mean()) - 1) < 0.02 and float(e.min()) >= 0
     f = d.at("f").normal(1000, dtype=torch.float32)

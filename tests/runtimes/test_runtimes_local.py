@@ -10,7 +10,13 @@ from shoal.experiment import plan_of, run
 from shoal.runtimes.blocks import run_blocks
 from shoal.runtimes.local import Local, Session
 
-TASK = {"name": "supervised", "data": "digits", "model": {"name": "mlp", "hidden": [8]}, "limit": 300, "batch": 8}
+TASK = {
+    "name": "supervised",
+    "data": "digits",
+    "model": {"name": "mlp", "hidden": [8]},
+    "limit": 300,
+    "batch": 8,
+}
 
 
 def plan(method="dsgd", **changes):
@@ -67,7 +73,7 @@ def test_blocks_agree_in_float32_to_its_rounding():
 
 
 def test_divergence_is_one_line_that_says_what_to_try():
-    with pytest.raises(RunFailed, match="diverged.*smaller learning rate"):
+    with pytest.raises(RunFailed, match=r"diverged.*smaller learning rate"):
         Local().run(plan_of("dsgd", task={**TASK, "model": "linear", "data": "sklearn(table='diabetes')"},
                             peers=4, rounds=60, every=1, method={"lr": 1e4}))  # fmt: skip
 
@@ -75,7 +81,16 @@ def test_divergence_is_one_line_that_says_what_to_try():
 def test_rows_tell_mean_worst_decile_and_spread():
     report = run(plan())
     last = report.rows[-1]
-    assert {"tick", "time", "bytes", "spent", "accuracy", "accuracy_p10", "accuracy_std", "consensus"} <= set(last)
+    assert {
+        "tick",
+        "time",
+        "bytes",
+        "spent",
+        "accuracy",
+        "accuracy_p10",
+        "accuracy_std",
+        "consensus",
+    } <= set(last)
     assert last["tick"] == 6 and [r["tick"] for r in report.rows] == [0, 2, 4, 6]
     assert abs(last["accuracy"] - float(report.peers["accuracy"].mean())) < 1e-12
     assert last["spent"] == 6 * 6 * 5

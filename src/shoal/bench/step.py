@@ -138,7 +138,7 @@ def _loop(kind: str, data: Tensor, targets: Tensor, index: Tensor) -> Callable[[
             for rows in mine:
                 optimiser.zero_grad()
                 loss = F.cross_entropy(net(data.index_select(0, rows)), targets[rows])
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
 
     return run

@@ -75,7 +75,8 @@ class DecAvg(Descent):
         omega = ctx.task.sizes.to(s.x.dtype) if self.sizes else torch.ones(len(s.x), dtype=s.x.dtype)
         sums = ctx.net.mix({"x": s.x * omega[:, None], "omega": omega}, tick)
         total = sums["omega"][:, None]
-        # Among relays only there is nothing to average, and who is gone hears nothing: both keep their model.
+        # Among relays only there is nothing to average, and who is gone hears nothing: both stay as
+        # they are.
         heard = ctx.mine(tick.active)[:, None] & (total > 0)
         mixed = torch.where(heard, sums["x"] / total.clamp(min=1e-30), s.x)
         return Models(self.local(mixed, tick, ctx))

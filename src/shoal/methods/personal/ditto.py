@@ -51,15 +51,7 @@ class Ditto(FedAvg):
         assert isinstance(s, Beside)
         active = ctx.mine(tick.active)
         down = ctx.net.cast(s.server, tick, like=s.x)
-        up = ctx.task.epochs(
-            down,
-            tick.index,
-            self.epochs,
-            self.batch,
-            self.lr * self.decay**tick.index,
-            momentum=self.momentum,
-            active=active,
-        )
+        up = self.local(down, tick, ctx)
         server = ctx.net.pool(up, tick, weight=ctx.task.sizes, base=down, held=s.server)
         batches = range(self.personal_steps)
         theta = descend(ctx.task, s.theta, down, tick.index, batches, self.personal_lr, self.lam, active)
