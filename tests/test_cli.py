@@ -76,7 +76,12 @@ def test_bad_input_is_one_line_and_status_2(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a,b,y\n1,2,0\n3,nan,1\n", "row"), ("a,b,y\n1,2,0\n3,4\n", "line"), ("", "empty"), ("a,b,y\n", "")],
+    [
+        ("a,b,y\n1,2,0\n3,nan,1\n", "line 3, column b"),
+        ("a,b,y\n1,2,0\n3,4\n", "line"),
+        ("", "empty"),
+        ("a,b,y\n", "row"),
+    ],
 )
 def test_bad_csv(text, said, tmp_path):
     (tmp_path / "d.csv").write_text(text)

@@ -41,9 +41,14 @@ def opened(system: Any, seed: int, **plan: Any) -> Any:
     return made.task.open(Place.whole(made.peers, made.seed, getattr(torch, made.dtype)))
 
 
-def sharpness(task: Any, x: Tensor, seed: int, directions: int = 10, radius: float = 0.1) -> float:
-    """Mean rise of the test loss of a model x [1, D] over random directions of length ``radius`` |x|."""
-    z = Draws(seed, "sharpness", torch.arange(directions)).normal(x.shape[1], dtype=x.dtype)
-    points = x + radius * x.norm() * z / z.norm(dim=1, keepdim=True)
-    loss = task.model.score(torch.cat([x, points]), task.test_x, task.test_y)["loss"]
+def sharpness(task: Any, x: Tensor, seed: int, pairs: int = 50, radius: float = 0.1) -> float:
+    """Mean rise of the test loss of a model x [1, D] over random directions of length ``radius`` |x|.
+
+    Each direction is taken both ways: far from a minimum the slope along a few random directions would
+    outweigh the curvature.
+    """
+    z = Draws(seed, "sharpness", torch.arange(pairs)).normal(x.shape[1], dtype=x.dtype)
+    step = radius * x.norm() * z / z.norm(dim=1, keepdim=True)
+    points = torch.cat([x, x + step, x - step])
+    loss = task.model.score(points, task.test_x, task.test_y)["loss"]
     return float(loss[1:].mean() - loss[0])

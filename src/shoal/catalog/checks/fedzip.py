@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from shoal.catalog.arms import arm, final
 from shoal.catalog.claims import Bound, Claim, Progress, claim
+from shoal.core import Draws, Frames, Layout, RunFailed
+from shoal.wire.fedzip import FedZip
 
-COMMON: dict[str, Any] = {"peers": 20, "rounds": 30, "every": 30, "epochs": 1, "batch": 10, "lr": 0.1}
-DOWN = "the up-link alone is compressed and counted"
+# The best of lr 0.03, 0.1, 0.3 without compression and with z = 10 % and 1 %, with and without error
+# feedback, on seeds 100 and 101; the printed baselines take the same.
+COMMON: dict[str, Any] = {"peers": 20, "rounds": 30, "every": 30, "epochs": 1, "batch": 10, "lr": 0.3}
+KEPT = (0.1, 0.01, 0.002)
+OTHERS: dict[str, tuple[Any, bool]] = {
+    "top 1 %": ("topk(fraction=0.01, per_layer=true)", False),
+    "top 1 % with error feedback": ("topk(fraction=0.01, per_layer=true)", True),
+    "ternary": ("ternary", False),
+    "qsgd": ("qsgd", False),
+}
+
+
+@dataclass(frozen=True)
+class Inverted(FedZip):
+    """FedZip that decodes each message, encodes that again and compares every byte."""
+
+    def encode(self, x: Tensor, draws: Draws, layout: Layout) -> Frames:
+        frames = super().encode(x, draws, layout)
+        told, sound = super().decode(frames, x.shape[1], x.dtype, draws, layout)
+        again = super().encode(told, draws, layout)
+        same = torch.equal(frames.length, again.length) and torch.equal(frames.data, again.data)
+        if not (bool(sound.all()) and same):
+            raise RunFailed("a decoded message is not encoded to the same bytes again")
+        return frames
 
 
 @claim("fedzip")
@@ -19,20 +47,30 @@ class FedZipClaim(Claim):
         Bound("ratio at z = 1 %", ">=", 180),
         Bound("loss with error feedback / without at z = 1 %", "<=", 0.5),
         Bound("ratio grows as z falls", "==", 1.0),
+        Bound("every message re-encodes to its bytes", "==", 1.0),
     )
-    config: ClassVar[dict[str, Any]] = {**COMMON, "data": "mnist14", "partition": "dirichlet(0.5)"}
-    notes = (DOWN,)
+    config: ClassVar[dict[str, Any]] = {
+        **COMMON,
+        "data": "mnist14",
+        "partition": "dirichlet(0.5)",
+        "others": {k: list(v) for k, v in OTHERS.items()},
+    }
+    notes = (
+        "The up-link alone is compressed and counted.",
+        "Smaller than the paper: MLP 196-64-10 on 4,000 digits.",
+    )
 
     def measure(self, seed: int, progress: Progress) -> dict[str, float]:
         def go(codec: Any, feedback: bool = False) -> tuple[float, float]:
-            progress(f"{codec}, error feedback {feedback}")
+            progress(f"{codec or 'uncompressed'}, error feedback {feedback}")
             report = arm("fedzip", seed, **COMMON, network={"codec": codec, "error_feedback": feedback})
             src, _, size = report.links
             return final(report), float(size[src < COMMON["peers"]].sum())
 
         top, raw = go([])
-        kept = {z: go(f"fedzip(z={z})") for z in (0.1, 0.01, 0.002)}
-        fed, _ = go("fedzip(z=0.01)", True)
+        kept = {z: go([Inverted(z=z)]) for z in KEPT}  # a message that fails ends the seed
+        fed, _ = go([FedZip(z=0.01)], True)
+        others = {name: go(*how) for name, how in OTHERS.items()}
         ratio = {z: raw / size for z, (_, size) in kept.items()}
         loss = {z: top - accuracy for z, (accuracy, _) in kept.items()}
         return {
@@ -41,8 +79,12 @@ class FedZipClaim(Claim):
             "ratio at z = 1 %": ratio[0.01],
             "loss with error feedback / without at z = 1 %": (top - fed) / loss[0.01],
             "ratio grows as z falls": float(ratio[0.1] < ratio[0.01] < ratio[0.002]),
+            "every message re-encodes to its bytes": 1.0,
             "loss at z = 1 %": loss[0.01],
+            "loss at z = 1 % with error feedback": top - fed,
             "ratio at z = 0.2 %": ratio[0.002],
             "loss at z = 0.2 %": loss[0.002],
             "uncompressed accuracy": top,
+            **{f"ratio of {name}": raw / size for name, (_, size) in others.items()},
+            **{f"loss of {name}": top - accuracy for name, (accuracy, _) in others.items()},
         }

@@ -12,7 +12,7 @@ PEERS, ROUNDS = 8, 400
 BYTE: dict[str, Any] = {"graph": "complete", "codec": "log-byte"}
 FLOAT: dict[str, Any] = {"graph": "complete", "codec": ()}
 # Each arm's best of lr in {0.003, 0.004, 0.005, 0.006, 0.008} by the mean final accuracy on seeds 100-103.
-LR = {"byte": 0.006, "float": 0.004, "one peer": 0.006}
+LR = {"byte": 0.006, "float": 0.004, "one peer": 0.008}
 LATE = {"name": "churn", "initial": 0.875, "schedule": [[ROUNDS // 2, "join", [PEERS - 1]]]}
 
 
