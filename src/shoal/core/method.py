@@ -106,5 +106,9 @@ class Method(Part):
         """Figures of the method's own for the report: scalars or [P]."""
         return {}
 
+    def notes(self, ctx: Context[Any]) -> list[str]:
+        """Lines that a reader of the report must see: assumptions that this run does not meet."""
+        return []
+
 
 methods: Registry[Method] = Registry("method", "shoal.methods", Method)

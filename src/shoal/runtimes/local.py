@@ -153,7 +153,7 @@ class Session:
         report.final["refused_messages"] = int(net.carrier.refused.sum())
         report.final["messages"] = net.meter.messages
         report.final |= self.plan.network.spent_privacy(net.carrier.releases)
-        report.notes += self.work.notes()
+        report.notes += self.work.notes() + self.plan.method.notes(self.context)
         if net.fallbacks:
             report.notes.append(
                 f"The rule {self.plan.network.rule.slug} had too few messages {net.fallbacks} times; "

@@ -7,7 +7,6 @@ eps ~ N(0, Xi), at the mean model w, with Xi the covariance of the peers' models
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -95,7 +94,7 @@ def common_batch(task: Training, seed: int, size: int) -> tuple[Tensor, Tensor]:
 class DSGDProbe(DSGD):
     """D-SGD in the paper's form, x_j <- sum_k P_jk x_k - lr g_j(x_j), with the probe measured.
 
-    Warns where the activation is not smooth: the second-order term then misses its kinks.
+    The report says so where the activation is not smooth: the second-order term then misses its kinks.
 
     Args:
         probe_size: examples in the probe's batch.
@@ -124,10 +123,13 @@ class DSGDProbe(DSGD):
 
     def init(self, ctx: Context[Any]) -> Models:
         need_several(ctx)
+        return super().init(ctx)
+
+    def notes(self, ctx: Context[Any]) -> list[str]:
         model = ctx.task.model
         if getattr(model, "activation", "relu") == "relu" and getattr(model, "depth", 2) > 1:
-            warnings.warn("dsgd-sam: the activation is not known to be smooth (tanh, gelu)", stacklevel=2)
-        return super().init(ctx)
+            return ["dsgd-sam: the activation is not known to be smooth (tanh, gelu)."]
+        return []
 
     def measure(self, s: Models, tick: Tick, ctx: Context[Training]) -> dict[str, float | Tensor]:
         if len(s.x) != ctx.n:  # what one block sees is not the covariance of all
