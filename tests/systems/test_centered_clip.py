@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shoal.core import BadInput, Inbox, Place, methods, rules, tasks
 from shoal.experiment import run
+from shoal.tasks.partition.long_tail import LongTail
 
 COMMON: dict[str, Any] = {
     "task": {
@@ -121,3 +122,14 @@ def test_bad_rules(rule: str) -> None:
 def test_bad_momentum(beta: float) -> None:
     with pytest.raises(BadInput, match="beta"):
         methods({"name": "centered-clip", "beta": beta})
+
+
+def test_long_tailed_classes_fall_exponentially() -> None:
+    y = torch.arange(4000) % 10
+    lists = LongTail(ratio=50.0).assign(y, None, 25, 1)
+    kept = torch.cat(lists)
+    assert len(kept.unique()) == len(kept)
+    count = torch.bincount(y[kept], minlength=10)
+    assert count[0] == 400 and count[9] == 8
+    assert torch.equal(count, torch.ceil(400 * 50.0 ** (-torch.arange(10) / 9)).to(torch.int64))
+    assert max(map(len, lists)) - min(map(len, lists)) <= 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -107,7 +105,7 @@ def test_damaged_reveals_are_refused_and_the_rest_goes_on() -> None:
     assert run("fortytwo", rounds=5, every=5, seed=1).metrics["refused_reveals"] == 0
 
 
-def test_reputation_falls_for_colluders_and_the_run_resumes(tmp_path: Path) -> None:
+def test_reputation_falls_for_colluders_and_the_report_says_simulated() -> None:
     task = {"name": "population", "colluders": 2, "questions": 20}
     whole = run("fortytwo", task=task, rounds=12, every=12, seed=4)
     assert whole.metrics["colluder_reputation"] < 1
@@ -126,7 +124,6 @@ def test_only_those_who_pass_are_heard() -> None:
 
 
 def test_slashed_nodes_lose_their_place() -> None:
-    # Three of seven break the consensus: it is the honest who are then slashed.
     task = {"name": "population", "colluders": 2, "questions": 10}
     report = run("fortytwo", task=task, rounds=30, every=30, deposit=55.0, seed=4)
     free = run("fortytwo", task=task, rounds=30, every=30, seed=4)

@@ -61,6 +61,7 @@ class Carrier:
         self.clock = LinkClock(network.links, network.speed(n, seed), seed)
         self.refused = torch.zeros(n + 1, dtype=torch.int64)
         self.releases = torch.zeros(n, dtype=torch.int64)
+        self._turn = (-1, 0)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as named tensors."""
@@ -181,8 +182,11 @@ class Carrier:
         dst = torch.tensor([d for _, d, _ in said])
         size = torch.tensor([len(b) for _, _, b in said])
         self.count(src, dst, size)
-        lost = links.lost(src, dst, self.seed, tick.index, 0, self.n + 1)
-        bad = links.damaged(src, dst, self.seed, tick.index, 0, self.n + 1)
+        # Questions and answers of one tick meet their own luck: everyone makes the same calls in order.
+        turn = self._turn[1] + 1 if self._turn[0] == tick.index else 0
+        self._turn = (tick.index, turn)
+        lost = links.lost(src, dst, self.seed, tick.index, turn, self.n + 1)
+        bad = links.damaged(src, dst, self.seed, tick.index, turn, self.n + 1)
         order = torch.argsort(dst * self.n + src).tolist()
         for e in order:
             s, d, data = said[e]

@@ -178,14 +178,15 @@ class Session:
         }
 
     def restore(self, values: dict[str, Any]) -> None:
-        """Continue where :meth:`saved` was.
+        """Continue where :meth:`saved` was. The run may have become longer.
 
         Raises:
             BadInput: the checkpoint is of another configuration.
         """
         before, now = json.loads(values["run.plan"]), self.report.config
         for name in now:
-            if before.get(name) != now[name]:
+            longer = name == "rounds" and now[name] >= before.get(name, 0)
+            if before.get(name) != now[name] and not longer:
                 raise BadInput(name, now[name], f"the run to resume has {before.get(name)}")
         self.state = tree.load(self.state, values, "method")
         under = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from scipy.spatial import Delaunay as Triangulation
 
-from shoal.core import BadInput, Topology, topologies
+from shoal.core import Topology, topologies
 
 from .base import Edges, agreed, both
 
@@ -19,14 +19,12 @@ __all__ = ["Delaunay"]
 class Delaunay(Topology):
     """The Delaunay triangulation of uniform places in the unit square: planar and connected.
 
-    Two peers are a single edge.
+    One peer has no edge, two have one.
     """
 
     def edges(self, n: int, seed: int, tick: int) -> Edges:
-        if n < 2:
-            raise BadInput("peers", n, "at least 2 for a Delaunay graph")
-        if n == 2:
-            return both(n, torch.tensor([0]), torch.tensor([1]))
+        if n < 3:
+            return both(n, torch.arange(n - 1), torch.arange(1, n))
         places = agreed(seed, self.slug).uniform(n, 2)[0].numpy()
         corner = torch.from_numpy(Triangulation(places).simplices.astype("int64"))
         return both(n, corner.flatten(), corner.roll(1, 1).flatten())

@@ -167,9 +167,12 @@ def stratified(y: Tensor, count: int, seed: int, purpose: str) -> Tensor:
     start = np.cumsum(size) - size
     rank = np.empty(len(y), np.int64)
     rank[order] = np.arange(len(y)) - np.repeat(start, size)
-    depth = (rank + 0.5) / size[label]  # how deep into its class a row stands, in (0, 1)
-    chosen = np.lexsort((key, depth))[:count]
-    return torch.from_numpy(np.sort(chosen))
+    # Largest remainders: every class within one row of its share.
+    share = count * size / max(1, len(y))
+    quota = np.floor(share).astype(np.int64)
+    rest = count - int(quota.sum())
+    quota[np.argsort(quota - share, kind="stable")[:rest]] += 1
+    return torch.from_numpy(np.flatnonzero(rank < quota[label]))
 
 
 def split(data: Dataset, test: float, seed: int) -> tuple[Dataset, Dataset]:
