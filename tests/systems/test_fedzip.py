@@ -61,14 +61,12 @@ def test_every_message_re_encodes_to_its_bytes(encoding: str) -> None:
     assert up(report) == up(zipped(f"fedzip(z=0.1, encoding={encoding})"))
 
 
-def test_a_codec_that_does_not_invert_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = FedZip.decode
+def test_a_decoder_that_does_not_invert_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(*layer: Any) -> Any:
+        address, symbol, used = decode_layer(*layer)
+        return address, symbol[::-1], used
 
-    def off(self: FedZip, frames: Frames, *rest: Any) -> Any:
-        x, sound = whole(self, frames, *rest)
-        return x * 1.001, sound
-
-    monkeypatch.setattr(FedZip, "decode", off)
+    monkeypatch.setattr("shoal.catalog.checks.fedzip.decode_layer", off)
     with pytest.raises(RunFailed, match="same bytes"):
         zipped([Inverted(z=0.1)])
 

@@ -127,7 +127,8 @@ def small_curves(reports: Sequence[tuple[str, Report]], metric: str, *, log: boo
     traces: list[dict[str, Any]] = []
     values = [y for _, _, ys in drawn for y in ys if y > 0]
     # Exact zeros (all models equal before the first round) have no place on a log axis.
-    log = log and bool(values)
+    # Within less than a factor of three a logarithmic axis has hardly a tick to read a value from.
+    log = log and bool(values) and max(values) > 3 * min(values)
     for index, (name, xs, ys) in enumerate(drawn):
         kept = [(x, y) for x, y in zip(xs, ys, strict=True) if not log or y > 0]
         if not kept:
