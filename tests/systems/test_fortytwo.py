@@ -7,8 +7,9 @@ import torch
 
 from shoal.conformance import CHECKS
 from shoal.core import BadInput, Place
-from shoal.experiment import run
+from shoal.experiment import plan_of, run
 from shoal.methods.inference.fortytwo import Fortytwo, commitment, opened, pairs, tally
+from shoal.runtimes.local import Session
 from shoal.tasks.swarm import UNDECIDED, Population
 from shoal.trust.ranking import passing
 
@@ -125,9 +126,14 @@ def test_only_those_who_pass_are_heard() -> None:
 
 def test_slashed_nodes_lose_their_place() -> None:
     task = {"name": "population", "colluders": 2, "questions": 10}
-    report = run("fortytwo", task=task, rounds=30, every=30, deposit=55.0, seed=4)
-    free = run("fortytwo", task=task, rounds=30, every=30, seed=4)
-    assert report.metrics["simulated_accuracy"] > free.metrics["simulated_accuracy"]
+    plan = plan_of("fortytwo", task=task, rounds=30, every=30, seed=4, method={"deposit": 55.0})
+    session = Session.open(plan)
+    session.go(None, 0, lambda: None)
+    bad = session.work.colluder
+    assert int(bad.sum()) == 2
+    for books in (session.state.stake, session.state.reputation):
+        assert bool((books[~bad][:, bad].max(1).values < books[~bad][:, ~bad].min(1).values).all())
+    assert bool((session.state.stake[:, ~bad] == 55.0).all())
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ class AnarchicClaim(Claim):
     notes = (
         "Errors are squared distances to the optimum, averaged over the last 200 steps.",
         "Digits: 14 x 14, multinomial logistic; peer i holds two classes that follow its number.",
-        "m different peers return a step: sampling without replacement alone lets the part of CD's error that "
-        "comes from their differences fall faster than 1/m, by up to 1.92 from 2 to 25 of 50.",
+        "m different peers return a step: sampling without replacement alone lets the part of CD's error "
+        "that comes from their differences fall faster than 1/m, by up to 1.92 from 2 to 25 of 50.",
         "Sums, FedAvg, FedBuff and FedAsync run at their usual server rates and are printed, not judged.",
     )
 

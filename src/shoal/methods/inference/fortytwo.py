@@ -8,7 +8,8 @@ answers. Each peer then fits the Bradley-Terry model to the verdicts that it hea
 ledger of reputations; the strongest answer is its decision.
 
 Our reading where the paper is silent: reputation <- 0.9 reputation + 0.1 (agreement of the node's
-verdicts with the final order + rank share of its answer), then normalised. Deviations: judges compare
+verdicts with the final order + rank share of its answer), then normalised; a verdict counts for that
+where the judge gave it in both orders of the pair. Deviations: judges compare
 all answers, with no filter beforehand, and give no reasons; nonces come from the run's seed, so that
 runs repeat (a real node would keep its own).
 """
@@ -277,9 +278,14 @@ class Fortytwo(Method):
             strength: [G, Q, m].
         """
         above = (strength[..., :, None] > strength[..., None, :]).to(torch.float64)
-        agreed = torch.einsum("gqkij,gqij->gk", wins, above)
-        against = torch.einsum("gqkij,gqji->gk", wins, above)
+        # A pair is judged in both orders; whoever contradicts itself has said nothing.
+        sure = (wins > 1.75).to(torch.float64)
+        agreed = torch.einsum("gqkij,gqij->gk", sure, above)
+        against = torch.einsum("gqkij,gqji->gk", sure, above)
         agreement = agreed / (agreed + against).clamp(min=1e-300)
+        # Slashing looks at every verdict: contradicting oneself must not be a way around it.
+        good = torch.einsum("gqkij,gqij->gk", wins, above)
+        bad = torch.einsum("gqkij,gqji->gk", wins, above)
         gain = torch.zeros(len(rows), books.reputation.shape[1], dtype=torch.float64)
         gain.scatter_add_(1, judges, agreement)
         gain.scatter_add_(1, held, above.sum(3).mean(1) / max(1, held.shape[1] - 1))
@@ -289,7 +295,7 @@ class Fortytwo(Method):
         books.reputation[rows] = mixed * scale[:, None]
         if self.deposit:
             risk = required_stake(self.rank, books.answer.shape[1])[1]
-            slashed = (agreed + against > 0) & (agreement < 0.5)
+            slashed = good < bad
             lost = torch.zeros_like(gain).scatter(1, judges, slashed * gain.new_tensor(risk))
             books.stake[rows] = (books.stake[rows] - lost).clamp(min=0)
 
