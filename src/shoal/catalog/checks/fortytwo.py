@@ -30,8 +30,8 @@ class FortytwoClaim(Claim):
     notes = (
         "SIMULATED responders: answers and judgements are drawn, no model was asked.",
         "Reputation counts the verdicts that a judge gave in both orders of a pair. Counting every "
-        "verdict failed on the seeds 10, 11, 12 (two colluders: 0.127, 0.117, 0.077); the reading was changed on the "
-        "seeds 100-107 and is judged on 20, 21, 22, not looked at before.",
+        "verdict failed on the seeds 10, 11, 12 (two colluders: 0.127, 0.117, 0.077); the reading was "
+        "changed on the seeds 100-107 and is judged on 20, 21, 22, not looked at before.",
         "No hyper-parameter is tuned. Colluders know the answers and always vote for the wrong one.",
     )
 
