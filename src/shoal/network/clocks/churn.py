@@ -84,4 +84,6 @@ class Churn(Clock):
             status[able] = target
         there = status == PRESENT
         graph = self.among(tick.graph, there)
-        return tick.replace(active=tick.active & there, graph=graph), {"status": status}
+        alive = there if tick.alive is None else tick.alive & there
+        told = tick.replace(active=tick.active & there, alive=alive, graph=graph)
+        return told, {"status": status}

@@ -74,4 +74,6 @@ class Disruption(Clock):
         if tick.index < self.at:
             return tick, state
         left = ~state["gone"]
-        return tick.replace(active=tick.active & left, graph=self.among(tick.graph, left)), state
+        alive = left if tick.alive is None else tick.alive & left
+        graph = self.among(tick.graph, left)
+        return tick.replace(active=tick.active & left, alive=alive, graph=graph), state
