@@ -22,7 +22,7 @@ from torch.func import grad, grad_and_value, vmap
 from shoal.core import Draws, Layout, Part, Registry
 
 from .criterion import logit_gradient, mean_loss
-from .rows import Batch, Rows, pick, slices
+from .rows import Batch, Rows, pick, side_by_side, slices
 
 __all__ = ["Model", "Stacked", "blend_", "models"]
 
@@ -119,10 +119,13 @@ class Stacked(ABC):
         out = x.new_empty(len(x), batch, self.outputs)
         # Long inputs (a test set) are cut as well.
         tile = max(1, self.cache // (2 * x.itemsize * max(1, self.activations)))
-        for rows in slices(len(x), self.chunk(min(batch, tile), x.itemsize)):
+
+        def ask(rows: slice) -> None:
             for part in slices(batch, tile):
                 block = inputs[part] if shared else inputs[rows, part]
                 out[rows, part] = self.forward(x[rows], self._like(block, x))[0]
+
+        side_by_side(ask, list(slices(len(x), self.chunk(min(batch, tile), x.itemsize))))
         return out
 
     def loss(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -219,7 +222,8 @@ class Stacked(ABC):
             raise ValueError("momentum needs a buffer [P, D]")
         most = steps if isinstance(steps, int) else int(steps.max()) if len(steps) else 0
         count = None if isinstance(steps, int) else steps
-        for block in slices(len(x), self.chunk(batch, x.itemsize)):
+
+        def train(block: slice) -> None:
             for step in range(most):
                 live = None if active is None else active[block]
                 if count is not None:
@@ -233,6 +237,8 @@ class Stacked(ABC):
                     x[rows] = part
                     if buffer is not None and velocity is not None:
                         buffer[rows] = velocity
+
+        side_by_side(train, list(slices(len(x), self.chunk(batch, x.itemsize))))
 
     def _step_(
         self, x: Tensor, batch: Batch, lr: float, momentum: float, buffer: Tensor | None, decay: float

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Batches", "Rows", "pick", "slices"]
+__all__ = ["Batch", "Batches", "Rows", "pick", "side_by_side", "slices"]
 
 Rows = slice | Tensor
 """Some of the P peers: a slice, or int64 positions."""
@@ -52,3 +54,24 @@ def pick(block: slice, live: Tensor | None) -> Rows | None:
         return block
     rows = live.nonzero()[:, 0]
     return rows + block.start if len(rows) else None
+
+
+def side_by_side(work: Callable[[slice], None], blocks: Sequence[slice]) -> None:
+    """``work`` on every block, as many at a time as torch has threads, each with one thread.
+
+    A block fits the cache, so that its operations are too short to be worth splitting among threads
+    (two threads inside each operation take longer than one); whole blocks are not.
+    """
+    threads = torch.get_num_threads()
+    if threads < 2 or len(blocks) < 2:
+        for block in blocks:
+            work(block)
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(
+            min(threads, len(blocks)), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            list(pool.map(work, blocks))
+    finally:
+        torch.set_num_threads(threads)
