@@ -58,6 +58,8 @@ class Stacked(ABC):
 
     cache: ClassVar[int] = 4 << 20
     """Bytes that a chunk of peers may take: measured best between 2 and 8 MiB on CPUs."""
+    threaded: ClassVar[bool] = True
+    """Whether chunks may be worked on at the same time."""
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class Stacked(ABC):
                 block = inputs[part] if shared else inputs[rows, part]
                 out[rows, part] = self.forward(x[rows], self._like(block, x))[0]
 
-        side_by_side(ask, list(slices(len(x), self.chunk(min(batch, tile), x.itemsize))))
+        side_by_side(ask, self.threaded, list(slices(len(x), self.chunk(min(batch, tile), x.itemsize))))
         return out
 
     def loss(self, x: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -238,7 +240,7 @@ class Stacked(ABC):
                     if buffer is not None and velocity is not None:
                         buffer[rows] = velocity
 
-        side_by_side(train, list(slices(len(x), self.chunk(batch, x.itemsize))))
+        side_by_side(train, self.threaded, list(slices(len(x), self.chunk(batch, x.itemsize))))
 
     def _step_(
         self, x: Tensor, batch: Batch, lr: float, momentum: float, buffer: Tensor | None, decay: float

@@ -33,6 +33,8 @@ class Functional(Stacked):
 
     cache: ClassVar[int] = 32 << 20
     """Larger than for hand-written models: tracing costs about a millisecond a chunk."""
+    threaded: ClassVar[bool] = False
+    """One module object lends its code to all peers, and is not made for two callers at once."""
 
     def __init__(
         self,

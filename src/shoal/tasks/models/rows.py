@@ -56,14 +56,15 @@ def pick(block: slice, live: Tensor | None) -> Rows | None:
     return rows + block.start if len(rows) else None
 
 
-def side_by_side(work: Callable[[slice], None], blocks: Sequence[slice]) -> None:
-    """``work`` on every block, as many at a time as torch has threads, each with one thread.
+def side_by_side(work: Callable[[slice], None], allowed: bool, blocks: Sequence[slice]) -> None:
+    """``work`` on every block, as many at a time as torch has threads, each with one thread; one after
+    the other where that is not ``allowed``.
 
     A block fits the cache, so that its operations are too short to be worth splitting among threads
     (two threads inside each operation take longer than one); whole blocks are not.
     """
     threads = torch.get_num_threads()
-    if threads < 2 or len(blocks) < 2:
+    if threads < 2 or len(blocks) < 2 or not allowed:
         for block in blocks:
             work(block)
         return
