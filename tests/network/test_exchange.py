@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal.core import BadInput, Place, Work
-from shoal.network.exchange import LocalExchange
+from shoal.network.exchange import Exchange
 from shoal.network.network import Network
 
 
@@ -14,7 +14,7 @@ def setting(n=8, seed=0, hostile=None, **network):
     net = Network(**network)
     work = Work(Place.whole(n, seed, torch.float64))
     mask = net.hostiles(n, seed) if hostile is None else hostile
-    exchange = LocalExchange(net, work, mask)
+    exchange = Exchange(net, work, mask)
     ticks = [t for t, _ in net.ticks(n, seed, 5, 0, None)]
     return exchange, ticks
 

@@ -8,7 +8,8 @@ import torch
 from shoal.core import BadInput, RunFailed, tree
 from shoal.experiment import plan_of, run
 from shoal.runtimes.blocks import run_blocks
-from shoal.runtimes.local import Local, Session
+from shoal.runtimes.local import Local
+from shoal.runtimes.session import Session
 
 TASK = {
     "name": "supervised",
@@ -38,38 +39,88 @@ CLOCKS = [
 ]
 
 
+def same(one, two, tolerance=1e-9):
+    """Two checkpoints agree: numbers that count exactly, floats to the tolerance."""
+    one, two = ({k: v for k, v in x.items() if not k.startswith("run.")} for x in (one, two))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            gap = (value.double() - two[name].double()).abs()
+            assert value.shape == two[name].shape, name
+            assert not value.numel() or float(gap.max()) <= tolerance * value.is_floating_point(), name
+        else:
+            assert value == two[name], name
+
+
 @pytest.mark.parametrize("clock", CLOCKS)
 def test_every_clock_resumes_and_splits_into_blocks(clock, tmp_path):
     one = plan(network={"clock": clock, "codec": "topk(fraction=0.3)", "links": {"loss": 0.1}})
-    whole = Session.open(one)
-    whole.go(None, 0, lambda: None)
+    whole = Session.open(one).finish()
     path = tmp_path / "c.safetensors"
     first = Session.open(one)
-
-    def stop(done, *_):
-        if done == 3:
-            tree.save(first.saved(), path)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        first.go(stop, 0, lambda: None)
+    for _ in first.ticks():
+        if first.done == 3:
+            break
+    tree.save(first.saved(), path)
     second = Session.open(one)
     second.restore(tree.read(path))
-    second.go(None, 0, lambda: None)
+    second.finish()
     assert torch.equal(whole.state.x, second.state.x)
-    assert whole.net.meter.total == second.net.meter.total
-    assert [r["time"] for r in whole.report.rows] == [r["time"] for r in second.report.rows]
-    blocks, exchange = run_blocks(one, 3)
-    assert torch.allclose(whole.state.x, blocks.x, atol=1e-9)
-    assert exchange.meter.total == whole.net.meter.total
+    same(tree.leaves(whole.saved()), tree.leaves(second.saved()), 0)
+    for trusted in (True, False):
+        same(tree.leaves(whole.saved()), run_blocks(one, 3, trusted=trusted))
+
+
+VARIANTS = [
+    {"method": "fedavg", "network": {"codec": "topk(fraction=0.3)+int8", "links": {"loss": 0.2}}},
+    {"method": "fedavg", "network": {"codec": "int8", "rule": "median", "links": {"corruption": 0.2}}},
+    {"method": "single-merge", "network": {"codec": "sign", "links": {"loss": 0.1}}},
+    {"network": {"codec": "topk(fraction=0.3)+checksum", "links": {"corruption": 0.3, "loss": 0.1}}},
+    {"network": {"codec": "sign", "graph": "random-peer", "links": {"both_ways": False, "loss": 0.3}}},
+    {
+        "network": {
+            "codec": "int8",
+            "rule": "krum(f=1)",
+            "attack": "alie",
+            "hostile": (1,),
+            "graph": "complete",
+        }
+    },
+    {"network": {"attack": "sign-flip", "hostile": (1, 4), "rule": "median"}},
+    {"network": {"attack": "ipm(knowledge='coalition')", "hostile": (1, 4), "graph": "complete"}},
+    {"method": "dsgd", "network": {"links": {"loss": 0.3, "partition": (1, 3, 2)}, "clock": "churn"}},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: str(v["network"]))
+@pytest.mark.parametrize("blocks", [2, 6])
+def test_blocks_change_nothing_behind_any_wire(variant, blocks):
+    one = plan(variant.get("method", "dsgd"), network=variant["network"])
+    whole = tree.leaves(Session.open(one).finish().saved())
+    same(whole, run_blocks(one, blocks))
+    attack = one.network.attack
+    if attack is None or not attack.informed:
+        same(whole, run_blocks(one, blocks, trusted=False))
+    else:
+        with pytest.raises(BadInput, match="sees others' messages"):
+            run_blocks(one, blocks, trusted=False)
+
+
+def test_a_checkpoint_of_one_placement_goes_on_in_another(tmp_path):
+    one = plan(network={"codec": "topk(fraction=0.3)", "links": {"loss": 0.1}})
+    whole = Session.open(one).finish()
+    first = Session.open(one)
+    for _ in first.ticks():
+        if first.done == 3:
+            break
+    tree.save(first.saved(), tmp_path / "half")
+    half = tree.read(tmp_path / "half")
+    same(tree.leaves(whole.saved()), run_blocks(one, 3, start=half))
 
 
 def test_blocks_agree_in_float32_to_its_rounding():
     one = plan(dtype="float32")
-    whole = Session.open(one)
-    whole.go(None, 0, lambda: None)
-    blocks, _ = run_blocks(one, 6)
-    assert torch.allclose(whole.state.x, blocks.x, atol=1e-4)
+    same(tree.leaves(Session.open(one).finish().saved()), run_blocks(one, 6), 1e-4)
 
 
 def test_divergence_is_one_line_that_says_what_to_try():

@@ -13,7 +13,7 @@ from shoal.core import BadInput, Context, Place, tasks
 from shoal.experiment import plan_of, run
 from shoal.methods.asynchronous.anarchic import AFACD, AFACS
 from shoal.methods.asynchronous.buffered import FedAsync
-from shoal.runtimes.local import Session
+from shoal.runtimes.session import Session
 from shoal.tasks.partition.ordered import Ordered
 
 QUADRATIC: dict[str, Any] = {"name": "ranked-quadratic", "dim": 4}

@@ -12,7 +12,7 @@ from shoal.experiment import plan_of, run
 from shoal.methods.asynchronous.dadao import DADAO, Momenta, flow_of, gossip
 from shoal.network.clocks.poisson import PoissonPair
 from shoal.network.network import Network
-from shoal.runtimes.local import Session
+from shoal.runtimes.session import Session
 
 NAMES = ("x", "xt", "y", "yt", "z", "zt")
 NETWORK = {"graph": "ring", "clock": "poisson-pair"}
@@ -31,7 +31,7 @@ def session(rounds: int, group: bool = True, peers: int = 6, **fields: Any) -> S
         method=fields,
     )
     opened = Session.open(plan)
-    opened.go(None, 0, lambda: None)
+    opened.finish()
     return opened
 
 
@@ -131,7 +131,8 @@ def test_tracking_keeps_its_invariant_and_converges() -> None:
         method={"lr": 0.1},
     )
     done = Session.open(plan)
-    done.go(None, 0, lambda: None)
+    done.finish()
+    done.row(done.done - 1, done.now)
     torch.testing.assert_close(done.state.y.mean(0), done.state.g.mean(0), rtol=1e-9, atol=1e-9)
     assert done.report.metrics["relative_error"] < 1e-9
 

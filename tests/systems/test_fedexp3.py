@@ -5,7 +5,7 @@ import torch
 
 from shoal.core import BadInput, Draws, Place
 from shoal.experiment import plan_of, run
-from shoal.runtimes.local import Session
+from shoal.runtimes.session import Session
 from shoal.tasks.bandit import AdversarialLosses
 
 TASK = "adversarial-losses(arms=5, source='fixed')"
@@ -18,7 +18,7 @@ def session(
         method, task=TASK, network=network, peers=peers, rounds=rounds, seed=4, dtype="float64", method=more
     )
     opened = Session.open(plan)
-    opened.go(None, 0, lambda: None)
+    opened.finish()
     return opened
 
 
@@ -42,7 +42,7 @@ def test_one_agent_is_exp3() -> None:
         "fedexp3", task=task, network={"graph": "complete"}, peers=1, rounds=60, seed=4, dtype="float64"
     )
     alone = Session.open(plan)
-    alone.go(None, 0, lambda: None)
+    alone.finish()
     torch.testing.assert_close(alone.state.z[0], reference_exp3(task, 60, 0.1, 0.5), rtol=1e-10, atol=0)
 
 
@@ -56,7 +56,7 @@ def test_complete_graph_keeps_the_mixed_part_equal() -> None:
         dtype="float64",
     )
     done = Session.open(plan)
-    done.go(None, 0, lambda: None)
+    done.finish()
     tick, _ = next(plan.network.ticks(6, plan.seed, 9, 8, None))
     mixed = done.net.mix(done.state.z, tick)
     assert bool((done.state.z - done.state.z[:1]).abs().max() > 1)

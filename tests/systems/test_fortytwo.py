@@ -9,7 +9,7 @@ from shoal.conformance import CHECKS
 from shoal.core import BadInput, Place
 from shoal.experiment import plan_of, run
 from shoal.methods.inference.fortytwo import Fortytwo, commitment, opened, pairs, tally
-from shoal.runtimes.local import Session
+from shoal.runtimes.session import Session
 from shoal.tasks.swarm import UNDECIDED, Population
 from shoal.trust.ranking import passing
 
@@ -128,7 +128,7 @@ def test_slashed_nodes_lose_their_place() -> None:
     task = {"name": "population", "colluders": 2, "questions": 10}
     plan = plan_of("fortytwo", task=task, rounds=30, every=30, seed=4, method={"deposit": 55.0})
     session = Session.open(plan)
-    session.go(None, 0, lambda: None)
+    session.finish()
     bad = session.work.colluder
     assert int(bad.sum()) == 2
     for books in (session.state.stake, session.state.reputation):

@@ -11,7 +11,7 @@ from shoal.conformance import CHECKS
 from shoal.core import BadInput, Draws
 from shoal.experiment import plan_of, run
 from shoal.methods.lowcomm.just_one_byte import JustOneByte, direction, read_log, replay, write_log
-from shoal.runtimes.local import Session
+from shoal.runtimes.session import Session
 
 NETWORK: dict[str, Any] = {"graph": "complete", "codec": "log-byte"}
 SMALL: dict[str, Any] = {"task": {"limit": 300, "model": {"name": "mlp", "hidden": [8]}}, "peers": 4}

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from shoal.core import BadInput, Draws, Place
 from shoal.experiment import plan_of, run
 from shoal.methods.optimize.lmo import Birkhoff, Box, L1Ball, Polytope, Region, Simplex, Spectral, regions
-from shoal.runtimes.local import Session
+from shoal.runtimes.session import Session
 from shoal.tasks.objective.design import Design
 from shoal.tasks.objective.logistic import LogisticRegression
 
@@ -19,7 +19,7 @@ GRADIENTS = Draws(3, "gradients", torch.arange(6))
 
 def session(system: str, **plan: object) -> Session:
     opened = Session.open(plan_of(system, **{"peers": 4, "seed": 5, "dtype": "float64", **plan}))
-    opened.go(None, 0, lambda: None)
+    opened.finish()
     return opened
 
 

@@ -14,7 +14,7 @@ from shoal.core import BadInput, Context, Place, Tick, tasks
 from shoal.experiment import plan_of, run
 from shoal.methods.personal.pfedme import PFedMe
 from shoal.methods.personal.proximal import descend
-from shoal.runtimes.local import Session
+from shoal.runtimes.session import Session
 
 QUADRATIC: dict[str, Any] = {"name": "quadratic", "dim": 4, "kappa": 8.0, "spread": 0.5}
 ROUNDS = {"clock": "rounds"}
@@ -149,7 +149,7 @@ def test_per_fedavg_takes_the_gradient_one_step_ahead() -> None:
     torch.testing.assert_close(output, x - 0.05 * work.grad(x, 0), rtol=0, atol=1e-12)
     plan = plan_of("per-fedavg", **task, network=ROUNDS, method={"lr": 0.03, "inner_lr": 0.05})
     session = Session.open(plan)
-    session.go(None, 0, lambda: None)
+    session.finish()
     for _ in range(10):
         x = x - 0.03 * work.grad(x - 0.05 * work.grad(x, 0), 0)
     torch.testing.assert_close(session.state.server[0], x.mean(0), rtol=0, atol=1e-12)

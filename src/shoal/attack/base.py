@@ -56,6 +56,10 @@ class Informed(Crafted):
 
     knowledge: Knowledge = "omniscient"
 
+    @property
+    def informed(self) -> bool:
+        return self.knowledge != "self"
+
     def informants(self, scene: Scene) -> Tensor:
         """The peers whose honest messages a common estimate is made from: int64 [k]."""
         hostile = self.knowledge == "coalition"

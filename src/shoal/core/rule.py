@@ -57,11 +57,12 @@ class Scene:
     """What an adversary sees when it speaks.
 
     Args:
-        honest: [n, D] or [A, D], the messages that would have been sent this tick, all senders.
+        honest: [n, D], the messages that would have been sent this tick; for an attack that is not
+            ``informed`` only those of one block of peers, as in all that follows.
         base: the same shape: what each message is an update of (0 where unknown).
         hostile: bool [n], the adversary's peers.
         speaking: bool [n], who sends now.
-        draws: the hostile peers' random numbers (leading axis n).
+        draws: their random numbers (leading axis n).
         tick: index.
     """
 
@@ -85,6 +86,11 @@ class Attack(Part):
     ) -> tuple[Tensor, Tensor]:
         """The training batch that the peers use, x [P, B, ...], y [P, B]; hostile bool [P]."""
         return x, y
+
+    @property
+    def informed(self) -> bool:
+        """Whether ``message`` needs the messages of peers other than the one that it speaks for."""
+        return False
 
     @property
     def poisons_data(self) -> bool:

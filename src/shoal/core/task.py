@@ -50,6 +50,11 @@ class Work:
     pulls, model calls); clocks turn it into simulated time and reports show it.
     """
 
+    everyone: ClassVar[frozenset[str]] = frozenset()
+    """Leaves of :meth:`state` that describe all n peers and are the same in every block."""
+    totals: ClassVar[frozenset[str]] = frozenset()
+    """Numbers in :meth:`state` that a block counts for its own peers: those of all peers are their sum."""
+
     def __init__(self, place: Place) -> None:
         self.place = place
         self.n = place.n

@@ -14,12 +14,16 @@ from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import BadInput
 
-__all__ = ["concat", "leaves", "load", "map_leaves", "read", "save", "take", "unleaf", "where"]
+__all__ = [
+    "concat", "dumps", "leaves", "load", "loads", "map_leaves", "read", "save", "take", "unleaf", "where",
+]  # fmt: skip
 
 Tree = TypeVar("Tree")
 _DATA = (list, str, int, float, bool, type(None))
@@ -114,8 +118,8 @@ def where(mask: Tensor, yes: Tree, no: Tree) -> Tree:
     return yes if bool(mask.all()) else map_leaves(pick, yes, no)
 
 
-def save(tree: Any, path: Path, **meta: str) -> None:
-    """Write the tree as safetensors, whole or not at all."""
+def _plain(tree: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a tree, and its other leaves as one JSON text."""
     tensors: dict[str, Tensor] = {}
     data: dict[str, Any] = {}
     for name, leaf in leaves(tree).items():
@@ -130,9 +134,39 @@ def save(tree: Any, path: Path, **meta: str) -> None:
     for name, tensor in list(tensors.items()):
         if seen.setdefault(tensor.data_ptr(), name) != name:
             tensors[name] = tensor.clone()
+    return tensors, {"data": json.dumps(data)}
+
+
+def save(tree: Any, path: Path, **meta: str) -> None:
+    """Write the tree as safetensors, whole or not at all: also when the process is killed meanwhile."""
+    tensors, data = _plain(tree)
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"data": json.dumps(data), **meta})
+    save_file(tensors, part, metadata={**data, **meta})
     part.replace(path)
+
+
+def dumps(tree: Any) -> bytes:
+    """The tree as the bytes that :func:`save` would write."""
+    tensors, data = _plain(tree)
+    return save_bytes(tensors, metadata=data)
+
+
+def loads(data: bytes) -> dict[str, Any]:
+    """The leaves that :func:`dumps` wrote, by dotted path.
+
+    Raises:
+        ValueError: the bytes are no such tree.
+    """
+    try:
+        size = int.from_bytes(data[:8], "little")
+        if size > len(data) - 8:
+            raise ValueError("cut short")
+        meta = json.loads(bytes(data[8 : 8 + size])).get("__metadata__", {})
+        values: dict[str, Any] = {**load_bytes(bytes(data))}
+        values.update(json.loads(meta.get("data", "{}")))
+    except (SafetensorError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"no state tree: {error}") from None
+    return values
 
 
 def read(path: Path) -> dict[str, Any]:

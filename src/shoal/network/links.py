@@ -105,31 +105,38 @@ class LinkClock:
         links: the link model.
         speed: float64 [n], relative computing speed.
         seed: of the run.
+        peers: the peers whose time is kept here (a slice of 0 .. n-1), and the server's.
     """
 
-    def __init__(self, links: Links, speed: Tensor, seed: int) -> None:
+    def __init__(self, links: Links, speed: Tensor, seed: int, peers: slice) -> None:
         n = len(speed)
-        self.links = links
-        self.speed = speed
+        self.links, self.peers = links, peers
+        self.speed = speed[peers]
         self.rate = links.bandwidths(n, seed)
         self.now = torch.zeros(n + 1, dtype=torch.float64)
-        self.seen = torch.zeros(n, dtype=torch.float64)
+        self.seen = torch.zeros(len(self.speed), dtype=torch.float64)
 
     def work(self, spent: Tensor) -> None:
-        """Local work up to ``spent`` [n] has been done: time passes on each peer."""
-        self.now[:-1] += (spent - self.seen) * self.links.step_time / self.speed
+        """Local work up to ``spent`` [P] has been done: time passes on each peer."""
+        self.now[self.peers] += (spent - self.seen) * self.links.step_time / self.speed
         self.seen = spent.clone()
 
-    def messages(self, src: Tensor, dst: Tensor, size: Tensor) -> None:
-        """Messages of ``size`` bytes [E] left at the senders' present and are awaited."""
-        if not len(src):
-            return
+    def leave(self, src: Tensor, size: Tensor) -> Tensor:
+        """When messages of ``size`` bytes [E] have left, their senders starting now: float64 [n + 1]."""
         sent = torch.zeros_like(self.now).index_add_(0, src, size.to(torch.float64))
-        left = self.now + sent / self.rate
-        # The server's downlink is shared as well: what it receives queues there.
-        server = len(self.now) - 1
-        inward = size[dst == server].sum().to(torch.float64) / self.rate[server]
-        arrival = left[src] + self.links.latency
-        self.now = self.now.scatter_reduce(0, dst, arrival, "amax")
-        if inward > 0:
-            self.now[server] += inward
+        return self.now + sent / self.rate
+
+    def arrive(self, dst: Tensor, left: Tensor, inward: int) -> None:
+        """Messages that ``left`` [E] are awaited by ``dst``; ``inward`` bytes of them by the server.
+
+        The server's downlink is shared: what it receives queues there.
+        """
+        if not len(dst):
+            return
+        self.now = self.now.scatter_reduce(0, dst, left + self.links.latency, "amax")
+        self.now[-1] += inward / self.rate[-1]
+
+    @property
+    def latest(self) -> float:
+        """When the last peer kept here is done."""
+        return float(self.now[self.peers].max())

@@ -68,6 +68,7 @@ class Responders(Work):
         place: this block.
     """
 
+    everyone: ClassVar[frozenset[str]] = frozenset({"single"})
     simulated: ClassVar[str] = "SIMULATED responders: answers and judgements are drawn, no model was asked"
 
     def __init__(self, config: Population, place: Place) -> None:

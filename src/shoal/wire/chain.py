@@ -122,6 +122,10 @@ class Chain:
         """Bytes of every frame of ``dim`` floats of ``itemsize`` bytes; None where they differ."""
         if self.coder is not None or not all(packer.fixed for packer in self.packers):
             return None
+        return self.most(dim, itemsize, layout)
+
+    def most(self, dim: int, itemsize: int, layout: Layout) -> int:
+        """The most bytes that a frame of ``dim`` floats of ``itemsize`` bytes can take."""
         return self._bounds(self._plan(dim, itemsize, layout), itemsize)[-1]
 
     def encode(self, x: Tensor, draws: Draws, layout: Layout) -> Frames:

@@ -29,6 +29,8 @@ class Objective(Differentiable):
         dim: D.
     """
 
+    totals = frozenset({"calls_value", "calls_gradient", "calls_hessian"})  # lipschitz is asked once
+
     def __init__(self, place: Place, dim: int) -> None:
         super().__init__(place)
         self.dim = dim

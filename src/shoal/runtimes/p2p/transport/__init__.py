@@ -1,0 +1,1 @@
+"""Connections between real peers: one narrow interface, several ways to carry it."""
