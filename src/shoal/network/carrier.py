@@ -181,6 +181,7 @@ class Carrier:
                 self.memory.forget(block, (blocks.home == block).nonzero()[:, 0])
             in_step = self.memory.in_step(channel, own_src, own_dst)
             size = torch.where(in_step, size, packed.extra + dim * flat.element_size())
+            assert reference is not None
             replica[local] = torch.where(sound[:, None], value, reference)
             value = torch.where(sound[:, None], value, torch.zeros_like(value))
         left = self.sent(own_src, own_dst, size)

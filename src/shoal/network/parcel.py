@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,7 +37,8 @@ class Parcel:
 
 def buffer(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, without a copy where it is contiguous."""
-    return memoryview(tensor.detach().contiguous().view(torch.uint8).numpy()).cast("B")
+    array: Any = tensor.detach().contiguous().view(torch.uint8).numpy()
+    return memoryview(array).cast("B")
 
 
 def sealed(parcel: Parcel) -> Sequence[Buffer]:

@@ -41,9 +41,8 @@ def joined(states: Sequence[dict[str, Tensor]], starts: Sequence[int]) -> dict[s
             sizes = torch.cat([s["meter/bytes"] for s in states])
             out[name] = keys
             out["meter/bytes"] = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, where, sizes)
-        elif not name.startswith(
-            ("memory/known/", "meter/bytes")
-        ):  # counts: every block has its own, of versions, refusals, releases, totals
+        elif not name.startswith(("memory/known/", "meter/bytes")):
+            # Counts (versions, refusals, releases, totals): every block has its own.
             out[name] = torch.stack(held).sum(0)
     return out
 

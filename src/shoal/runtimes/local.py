@@ -52,10 +52,10 @@ class Local(Runtime):
                 session.row(-1, 0.0)
             for tick in session.ticks():
                 row = session.row(tick.index, session.now, tick) if session.due(tick) else None
+                due = self.checkpoint_every and (session.done % self.checkpoint_every == 0 or tick.last)
                 # A checkpoint is only worth its time where there is somewhere to keep it.
-                if checkpoint is not None and self.checkpoint_every:
-                    if session.done % self.checkpoint_every == 0 or tick.last:
-                        tree.save(session.saved(), checkpoint)
+                if checkpoint is not None and due:
+                    tree.save(session.saved(), checkpoint)
                 if progress is not None:
                     progress(session.done, plan.rounds, row, session.net.meter.total)
         except KeyboardInterrupt:
