@@ -33,10 +33,14 @@ class Port(Protocol):
     sizes: Sequence[int]
     trusted: bool
 
+    def begin(self, tick: int) -> None:
+        """A tick begins: the calls of :meth:`swap` are numbered anew."""
+
     def swap(self, out: Mapping[int, Sequence[Buffer]], want: Sequence[int]) -> Mapping[int, Buffer]:
         """Hand over one parcel for each block of ``out`` and wait for one from each of ``want``.
 
-        All blocks call this equally often and in the same order; calls are matched by their number.
+        In every tick all blocks call this equally often and in the same order; calls are matched by
+        their number.
 
         Args:
             out: block -> the pieces of its parcel, sent one behind the other.
@@ -62,6 +66,9 @@ class Alone:
 
     def __init__(self, n: int) -> None:
         self.sizes: Sequence[int] = (n,)
+
+    def begin(self, tick: int) -> None:
+        pass
 
     def swap(self, out: Mapping[int, Sequence[Buffer]], want: Sequence[int]) -> Mapping[int, Buffer]:
         assert not out and not want

@@ -83,6 +83,9 @@ class BlockPort:
     def __init__(self, meeting: Meeting, here: int, sizes: Sequence[int], trusted: bool) -> None:
         self.meeting, self.here, self.sizes, self.trusted = meeting, here, sizes, trusted
 
+    def begin(self, tick: int) -> None:
+        pass
+
     def swap(self, out: Mapping[int, Sequence[Buffer]], want: Sequence[int]) -> Mapping[int, Buffer]:
         return self.meeting.meet(self.here, out, want)
 

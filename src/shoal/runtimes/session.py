@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,9 @@ class Session:
         net: the exchange.
         graph: before the first tick.
         report: what is known of the run so far; complete only where one block holds all peers.
+
+    Attributes:
+        present: makes of a tick what it is for those who are there; a runtime may replace it.
     """
 
     def __init__(self, plan: Plan, work: Work, net: Exchange, graph: Graph, report: Report) -> None:
@@ -49,7 +52,7 @@ class Session:
         self.clocks: Any = None
         self.done = 0
         self.now = 0.0
-        self.gone: list[tuple[int, Tensor]] = []
+        self.present: Callable[[Tick], Tick] = lambda tick: tick
         self.before = 0.0
         self.started = time.perf_counter()
 
@@ -90,16 +93,25 @@ class Session:
         )
         return Session(plan, work, Exchange(network, work, hostile, port), graph, report)
 
-    def ticks(self) -> Iterator[Tick]:
-        """Run from the first tick not yet done to the last; yields each when it is done."""
+    def ticks(self, absent: Callable[[int], bool] | None = None) -> Iterator[Tick]:
+        """Run from the first tick not yet done to the last; yields each when it is done.
+
+        Args:
+            absent: whether this block is not there at a tick (it was down, or is late): nothing is done
+                then and nothing yielded.
+        """
         plan = self.plan
         for tick, clocks in plan.network.ticks(plan.peers, plan.seed, plan.rounds, self.done, self.clocks):
-            tick = self.present(tick)
-            self.net.meter.start_tick()
-            self.state = plan.method.step(self.state, tick, self.context)
-            self.now = self.net.settle(tick)
+            here = absent is None or not absent(tick.index)
+            if here:
+                tick = self.present(tick)
+                self.net.port.begin(tick.index)
+                self.net.meter.start_tick()
+                self.state = plan.method.step(self.state, tick, self.context)
+                self.now = self.net.settle(tick)
             self.clocks, self.done = clocks, tick.index + 1
-            yield tick
+            if here:
+                yield tick
 
     def finish(self) -> Session:
         """All ticks that are left, with nothing measured on the way."""
@@ -107,22 +119,23 @@ class Session:
             pass
         return self
 
-    def present(self, tick: Tick) -> Tick:
-        """The tick as it is for those who are left."""
-        for since, gone in self.gone:
-            if tick.index >= since:
-                alive = ~gone if tick.alive is None else tick.alive & ~gone
-                graph = tick.graph.keep(alive[tick.graph.src] & alive[tick.graph.dst])
-                tick = tick.replace(active=tick.active & alive, alive=alive, graph=graph)
-        return tick
+    def lose(self, peers: Tensor, since: int) -> None:
+        """From tick ``since`` on the ``peers`` (bool [n]) are gone: they neither act nor count."""
+        before = self.present
+
+        def present(tick: Tick) -> Tick:
+            tick = before(tick)
+            if tick.index < since:
+                return tick
+            alive = ~peers if tick.alive is None else tick.alive & ~peers
+            graph = tick.graph.keep(alive[tick.graph.src] & alive[tick.graph.dst])
+            return tick.replace(active=tick.active & alive, alive=alive, graph=graph)
+
+        self.present = present
 
     def due(self, tick: Tick) -> bool:
         """Whether the plan wants a measurement after this tick."""
         return tick.last or self.done % self.plan.every == 0
-
-    def lose(self, peers: Tensor, since: int) -> None:
-        """From tick ``since`` on the ``peers`` (bool [n]) are gone: they neither act nor count."""
-        self.gone.append((since, peers))
 
     def close(self) -> Report:
         """The report of what has been done so far."""
@@ -191,7 +204,7 @@ class Session:
         return self.before + time.perf_counter() - self.started
 
     def row(self, index: int, now: float, tick: Tick | None = None) -> dict[str, Any]:
-        """Measure and record: only where this block holds all peers.
+        """Measure and record; the figures are those of this block's peers.
 
         Raises:
             RunFailed: an honest peer's model is not finite.
@@ -205,9 +218,9 @@ class Session:
             "bytes": net.meter.total,
             "spent": float(work.spent.sum()),
         }
-        honest = ~net.hostile
+        honest = net.blocks.rows(~net.hostile)
         if tick is not None and tick.alive is not None:
-            honest = honest & tick.alive
+            honest = honest & net.blocks.rows(tick.alive)
         figures = work.measure(output, index)
         if tick is not None:
             figures |= plan.method.measure(self.state, tick, self.context)

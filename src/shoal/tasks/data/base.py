@@ -30,6 +30,7 @@ class Dataset:
         standardize: what :func:`split` brings to mean 0 and deviation 1 by the training rows: True,
             all features by one mean and one deviation (images); a bool mask of the feature shape,
             each marked feature by its own (columns).
+        complete: whether every class occurs; False for one peer's own part of what many hold.
     """
 
     x: Tensor
@@ -41,6 +42,7 @@ class Dataset:
     test_y: Tensor | None = None
     source: str = ""
     standardize: bool | Tensor = False
+    complete: bool = True
 
     def __len__(self) -> int:
         return len(self.x)
@@ -144,7 +146,7 @@ def check(data: Dataset) -> Dataset:
         found = torch.unique(y)
         if data.classes < 2:
             raise BadInput("data", data.source, f"at least 2 classes; every row is {data.names}")
-        if not torch.equal(found, torch.arange(data.classes)):
+        if data.complete and not torch.equal(found, torch.arange(data.classes)):
             raise BadInput(
                 "data", data.source, f"labels 0..{data.classes - 1}, each held; found {found.tolist()}"
             )
