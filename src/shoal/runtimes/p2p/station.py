@@ -12,11 +12,13 @@ from shoal.core import BadInput, tree
 from shoal.runtimes.base import Plan
 
 from .identity import Identity
+from .ladder import Ladder
 from .limits import Limits
 from .node import Node
+from .relay import Grants, Relay
 from .transport.base import PeerId, Transport
 
-__all__ = ["TransportName", "listening", "parcel_limit", "run_digest", "start_node"]
+__all__ = ["TransportName", "listening", "parcel_limit", "run_digest", "start_climbing", "start_node"]
 
 TransportName = Literal["iroh", "tcp"]
 
@@ -71,3 +73,28 @@ async def start_node(
     node = Node(identity, [await listening(identity, transport, host, port)], limits=limits, allow=allow)
     await node.start()
     return node
+
+
+async def start_climbing(
+    identity: Identity,
+    transport: TransportName,
+    host: str,
+    port: int = 0,
+    *,
+    allow: set[PeerId] | None = None,
+    grants: Grants | None = None,
+) -> tuple[Node, Ladder]:
+    """A node that also gets through NATs: directly, from both sides at once, or through a relay.
+
+    Args:
+        grants: what it passes on for others; None: nothing.
+
+    Raises:
+        BadInput, MissingExtra: as :func:`listening`.
+    """
+    relay = Relay(identity, grants)
+    node = Node(identity, [await listening(identity, transport, host, port), relay], allow=allow)
+    ladder = Ladder(node, relay)
+    await node.start()
+    await ladder.start()
+    return node, ladder
