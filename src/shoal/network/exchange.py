@@ -197,9 +197,10 @@ class Exchange:
         """The blocks' parts as the state of one block of all peers."""
         return joined(states, starts)
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from the state of a block of all peers."""
-        state = parted(state, self.blocks)
+    def restore(self, state: dict[str, Tensor], part: bool = False) -> None:
+        """Go on from the state of a block of all peers, or from this block's ``part`` of it."""
+        if not part:
+            state = parted(state, self.blocks)
         self.carrier.restore(state)
         self.fallbacks = int(state["fallbacks"])
 

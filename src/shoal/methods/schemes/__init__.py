@@ -1,0 +1,1 @@
+"""Learning schemes put together from building blocks."""
