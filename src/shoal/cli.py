@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from shoal.core import ShoalError
 from shoal.experiment import settings
+from shoal.peering import peer_app, relay
 
 app = typer.Typer(
     name="shoal",
@@ -25,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.add_typer(peer_app)
+app.command()(relay)
 
 Set = Annotated[
     list[str] | None,

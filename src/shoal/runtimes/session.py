@@ -172,8 +172,11 @@ class Session:
             },
         }
 
-    def restore(self, values: Mapping[str, Any]) -> None:
+    def restore(self, values: Mapping[str, Any], part: bool = False) -> None:
         """Continue where :meth:`saved` of all peers was, in whatever blocks. The run may be longer.
+
+        Args:
+            part: the values are what this block alone has saved.
 
         Raises:
             BadInput: the checkpoint is of another configuration.
@@ -183,13 +186,14 @@ class Session:
             longer = name == "rounds" and now[name] >= before.get(name, 0)
             if before.get(name) != now[name] and not longer:
                 raise BadInput(name, now[name], f"the run to resume has {before.get(name)}")
-        values = share_of(values, self.net.blocks, type(self.work))
+        if not part:
+            values = share_of(values, self.net.blocks, type(self.work))
         self.state = tree.load(self.state, values, "method")
         under = {
             part: {k[len(part) + 1 :]: v for k, v in values.items() if k.startswith(part + ".")}
             for part in ("net", "clocks", "work", "run")
         }
-        self.net.restore(under["net"])
+        self.net.restore(under["net"], part)
         self.work.restore(under["work"])
         plan = self.plan
         base = plan.network.graph_at(plan.peers, plan.seed, 0)
