@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from shoal.core import BadInput, Draws, Frames, Layout, Scene, Tick, Work
+from shoal.core import BadInput, Draws, Frames, Graph, Layout, Scene, Tick, Work
 from shoal.wire.chain import Chain
 
 from .flat import Packed
@@ -17,7 +17,8 @@ from .meter import Meter
 from .network import Network
 from .parcel import Parcel, opened, sealed
 from .port import Blocks, Port
-from .remote import Known, Spoken, merge, pack_spoken, unpack_spoken
+from .remote import Spoken, merge
+from .trade import Broadcast, Edges, Trade
 
 __all__ = ["Carrier", "Delivery"]
 
@@ -35,7 +36,7 @@ class Delivery:
         spoken: [P, D], what each honest peer's listeners now hold of it (its own value elsewhere).
         scalars: float64 [R', S], the senders' numbers that travel exactly, or None.
         weight: float64 [R'], what each sender said that it weighs, or None.
-        edges: which of the edges that were given end here: int64 [E], or None for all.
+        edges: E edges that end here (of sums formed at home: that start here).
         left: when the last message had left; ``inward``: their bytes (for sums formed at home).
     """
 
@@ -44,29 +45,11 @@ class Delivery:
     origin: Tensor
     arrived: Tensor
     spoken: Tensor
+    edges: Edges
     scalars: Tensor | None = None
     weight: Tensor | None = None
-    edges: Tensor | None = None
     left: float = 0.0
     inward: int = 0
-
-
-@dataclass(frozen=True)
-class _Broadcast:
-    """One broadcast on its way: what is the same for all of its steps."""
-
-    tick: int
-    hop: int
-    channel: str
-    draws: Draws
-    layout: Layout
-    dim: int
-    dtype: torch.dtype
-    scalars: int
-    weighted: bool
-    base: Tensor | None
-    before: Tensor | None  # versions of the replicas that the differences are to
-    replica: Tensor | None  # the replicas after it
 
 
 class Carrier:
@@ -92,7 +75,7 @@ class Carrier:
         self.clock = LinkClock(network.links, network.speed(n, seed), seed, here)
         self.refused = torch.zeros(n + 1, dtype=torch.int64)
         self.releases = torch.zeros(n, dtype=torch.int64)
-        self.known = Known()
+        self.trade = Trade(port, self.blocks, network, self.memory, self.refused)
         attack = network.attack
         if attack is not None and attack.informed and not port.trusted and bool(hostile.any()):
             raise BadInput(
@@ -115,36 +98,119 @@ class Carrier:
     def carry(
         self,
         packed: Packed,
-        src: Tensor,
-        dst: Tensor,
+        edges: Edges,
         tick: Tick,
         hop: int,
         channel: str,
         base: Tensor | None = None,
         weight: Tensor | None = None,
+        mute: Tensor | None = None,
+        among: Graph | None = None,
         at_home: bool = False,
     ) -> Delivery:
-        """One message per sender, through wire and links, along the edges ``src -> dst``.
+        """One message per sender, through wire and links, along the edges.
 
         Args:
-            src, dst: global numbers. Of other blocks' senders all that may speak; which of them did is
+            edges: of other blocks' senders all along which they may speak; along which they did is
                 learned from what came.
             base: [P, D], what both ends know already; then only the difference is encoded.
             weight: float64 [P], told along with the message.
+            mute: bool [P], who says nothing although it has edges; others cannot know that.
+            among: the edges are what this block knows of its own peers, and others may have more that
+                end here, along the edges of this graph.
             at_home: nothing leaves the block, and the delivery is that of the edges that start here:
                 for sums that are formed where the terms are.
         """
+        blocks = self.blocks
+        to, heard_of = self._routes(edges, among)
+        if mute is not None:
+            silent = blocks.mine(edges.src)
+            silent[silent.clone()] = mute[edges.src[silent] - blocks.start]
+            edges = edges.take(~silent)
+        own = edges if blocks.alone else edges.take(blocks.mine(edges.src))
+        mine, now, size, spoken = self._speak(
+            packed, own, tick, hop, channel, base, weight, among is not None
+        )
+
+        heard = mine
+        if at_home:
+            edges = own
+        elif not blocks.alone:
+            said, told = self.trade.swap(mine, own, to, heard_of, now)
+            heard = merge([mine, *said])
+            # A sender remembers who is in step, so it follows its own messages to other blocks too.
+            ends = blocks.mine(edges.dst)
+            edges = edges.take(ends if now.replica is None else ends | blocks.mine(edges.src))
+            if told:
+                every = [edges, *told]
+                both = Edges(torch.cat([e.src for e in every]), torch.cat([e.dst for e in every]))
+                edges = both.sorted(self.n + 1)
+        position = torch.full((self.n + 1,), -1, dtype=torch.int64)
+        position[heard.ids] = torch.arange(len(heard.ids))
+        row = position[edges.src]
+        came, origin = row >= 0, row.clamp(min=0)
+        ends = came if blocks.alone or at_home else came & blocks.mine(edges.dst)
+        rows, row, arrived = self._faults(heard, origin, came, ends, edges, now)
+
+        away = ends & (edges.src != edges.dst)
+        late, inward = 0.0, 0
+        if at_home:
+            late = float(mine.left.max()) if len(mine.left) else 0.0
+            inward = int(size[own.src != own.dst].sum())
+        elif not self.network.events:
+            server = away & (edges.dst == self.n)
+            if bool(server.any()):
+                inward = int((heard.frames.length[origin[server]] + packed.extra).sum())
+            self.clock.arrive(edges.dst[away], heard.left[origin[away]], inward)
+        if now.replica is not None:
+            mark = arrived if blocks.alone else arrived & blocks.mine(edges.src)
+            self.memory.spoke(channel, mine.ids, edges.src[mark], edges.dst[mark])
+            if not blocks.alone and not at_home:
+                kept = blocks.mine(edges.dst)
+                edges, row, origin, arrived = edges.take(kept), row[kept], origin[kept], arrived[kept]
+        return Delivery(
+            rows, row, origin, arrived, spoken, edges, heard.scalars, heard.weight, late, inward
+        )
+
+    # -- speaking ------------------------------------------------------------------------------------
+
+    def _routes(self, edges: Edges, among: Graph | None) -> tuple[Tensor, Tensor]:
+        """The blocks that wait for a parcel from here, and the senders elsewhere that may send one."""
+        blocks = self.blocks
+        if blocks.alone:
+            return edges.src[:0], edges.src[:0]
+        src, dst = edges.src, edges.dst
+        if among is not None:
+            src, dst = torch.cat([src, among.src]), torch.cat([dst, among.dst])
+        to = torch.unique(blocks.home[dst[blocks.mine(src)]])
+        heard = torch.unique(src[blocks.mine(dst) & ~blocks.mine(src)])
+        return to, heard
+
+    def _speak(
+        self,
+        packed: Packed,
+        own: Edges,
+        tick: Tick,
+        hop: int,
+        channel: str,
+        base: Tensor | None,
+        weight: Tensor | None,
+        told: bool,
+    ) -> tuple[Spoken, Broadcast, Tensor, Tensor]:
+        """This block's messages, encoded, metered and remembered.
+
+        Returns:
+            (the messages, the broadcast, the bytes of each edge, what listeners hold [P, D]).
+        """
         flat, blocks = packed.flat, self.blocks
         dim, dtype = flat.shape[1], flat.dtype
-        out = None if blocks.alone else blocks.mine(src).nonzero()[:, 0]
-        own_src, own_dst = (src, dst) if out is None else (src[out], dst[out])
         speaking = torch.zeros(blocks.size, dtype=torch.bool)
-        speaking[own_src - blocks.start] = True
+        speaking[own.src - blocks.start] = True
         local = speaking.nonzero()[:, 0]
         senders = local + blocks.start
         everyone = len(local) == blocks.size
-        spoken = self._speak(flat, base, speaking, tick)
-        message = spoken if everyone else spoken[local]
+        uttered = self._utter(flat, base, speaking, tick)
+        message = uttered if everyone else uttered[local]
 
         # What both ends know already is not sent again.
         reference: Tensor | None = None
@@ -171,177 +237,40 @@ class Carrier:
         if residual is not None:
             residual[local] = torch.where(sound[:, None], delta - decoded, torch.zeros_like(delta))
         value = decoded if reference is None else reference + decoded
+        sound = self.network.bounded(value, sound)
 
         position = torch.zeros(self.n + 1, dtype=torch.int64)
         position[senders] = torch.arange(len(senders))
-        size = frames.length[position[own_src]] + packed.extra
+        size = frames.length[position[own.src]] + packed.extra
         if replica is not None:
             # Who is out of step is sent the whole new replica.
             for block in self.port.missed():
                 self.memory.forget(block, (blocks.home == block).nonzero()[:, 0])
-            in_step = self.memory.in_step(channel, own_src, own_dst)
+            in_step = self.memory.in_step(channel, own.src, own.dst)
             size = torch.where(in_step, size, packed.extra + dim * flat.element_size())
             assert reference is not None
             replica[local] = torch.where(sound[:, None], value, reference)
+        if replica is not None or self.network.norm is not None:
             value = torch.where(sound[:, None], value, torch.zeros_like(value))
-        left = self.sent(own_src, own_dst, size)
+        left = self.sent(own.src, own.dst, size)
 
+        scalars = None if packed.scalars is None else packed.scalars[local]
         mine = Spoken(
-            senders, frames, value, sound, reference, left[senders],
-            None if packed.scalars is None else packed.scalars[local],
+            senders, frames, value, sound, reference, left[senders], scalars,
             None if weight is None else weight[local],
         )  # fmt: skip
-        now = _Broadcast(
-            tick.index, hop, channel, draws, layout, dim, dtype,
-            0 if packed.scalars is None else packed.scalars.shape[1], weight is not None,
-            base, before, replica,
+        now = Broadcast(
+            tick.index, hop, channel, draws, layout, dim, dtype, 0 if scalars is None else scalars.shape[1],
+            weight is not None, base, before, replica, told,
         )  # fmt: skip
-        edges: Tensor | None = None
-        heard = mine
-        if at_home:
-            edges = out
-        elif not blocks.alone:
-            into = blocks.mine(dst)
-            heard = merge([mine, *self._trade(mine, own_src, own_dst, src[into], now)])
-            # A sender remembers who is in step, so it follows its own messages to other blocks too.
-            edges = (into if replica is None else into | blocks.mine(src)).nonzero()[:, 0]
-        if edges is not None:
-            src, dst = src[edges], dst[edges]
-        position = torch.full((self.n + 1,), -1, dtype=torch.int64)
-        position[heard.ids] = torch.arange(len(heard.ids))
-        row = position[src]
-        came, origin = row >= 0, row.clamp(min=0)
-        ends = came if blocks.alone or at_home else came & blocks.mine(dst)
-        rows, row, arrived = self._faults(heard, origin, came, ends, src, dst, now)
-
-        late, inward = 0.0, 0
-        away = ends & (src != dst)
-        if at_home:
-            late = float(left[senders].max()) if len(senders) else 0.0
-            inward = int(size[src != dst].sum())
-        elif not self.network.events:
-            server = away & (dst == self.n)
-            if bool(server.any()):
-                at = position[src[server]]
-                inward = int(heard.frames.length[at].sum()) + packed.extra * len(at)
-            self.clock.arrive(dst[away], heard.left[position[src[away]]], inward)
-        if replica is not None:
-            told = arrived if blocks.alone else arrived & blocks.mine(src)
-            self.memory.spoke(channel, senders, src[told], dst[told])
-            if not blocks.alone and not at_home:
-                kept = blocks.mine(dst)
-                assert edges is not None
-                edges, row, origin, arrived = edges[kept], row[kept], origin[kept], arrived[kept]
-        own = flat if reference is None and not self.network.codec and spoken is flat else None
-        if own is None:
-            own = flat.clone()
+        spoken = flat
+        if reference is not None or self.network.codec or uttered is not flat:
+            spoken = flat.clone()
             keep = sound & ~blocks.rows(self.hostile)[local]
-            own[local[keep]] = value[keep]
-        return Delivery(rows, row, origin, arrived, own, heard.scalars, heard.weight, edges, late, inward)
+            spoken[local[keep]] = value[keep]
+        return mine, now, size, spoken
 
-    # -- inside --------------------------------------------------------------------------------------
-
-    def _trade(
-        self, mine: Spoken, src: Tensor, dst: Tensor, heard: Tensor, now: _Broadcast
-    ) -> list[Spoken]:
-        """Hand each block what its peers are to hear; returns what the others said.
-
-        Args:
-            src, dst: the edges that start here.
-            heard: int64, the senders of the edges that end here.
-        """
-        blocks, out = self.blocks, {}
-        for block in torch.unique(blocks.home[dst]).tolist():
-            if block == blocks.here:
-                continue
-            which = torch.isin(mine.ids, src[blocks.home[dst] == block])
-            out[block] = sealed(self._outgoing(mine, which, block, now))
-        senders = torch.unique(heard)
-        homes = blocks.home[senders]
-        want = [b for b in torch.unique(homes).tolist() if b != blocks.here]
-        found = []
-        for block, data in sorted(self.port.swap(out, want).items()):
-            try:
-                found.append(self._incoming(opened(data), senders[homes == block], now))
-            except ValueError as error:
-                self.port.refuse(block, str(error))
-                self.refused[(blocks.home == block).nonzero()[0, 0]] += 1
-        return found
-
-    def _outgoing(self, mine: Spoken, which: Tensor, block: int, now: _Broadcast) -> Parcel:
-        told = pack_spoken(mine, which)
-        if now.before is not None:
-            assert now.replica is not None
-            local = mine.ids[which] - self.blocks.start
-            shipped = self.memory.shipped(now.channel, self.blocks.count, self.blocks.size)[block]
-            behind = (shipped[local] != now.before[which]) & mine.sound[which]
-            told |= {"version": now.before[which], "behind": behind.to(torch.uint8)}
-            told["whole"] = now.replica[local[behind]]
-            shipped[local] = torch.where(mine.sound[which], now.before[which] + 1, -1)
-        elif mine.reference is not None and self.port.trusted:
-            told["base"] = mine.reference[which]
-        elif mine.reference is not None:
-            digests = b"".join(Known.digest(row) for row in mine.reference[which])
-            return Parcel(told, digests)
-        return Parcel(told)
-
-    def _incoming(self, parcel: Parcel, allowed: Tensor, now: _Broadcast) -> Spoken:
-        """What another block's senders said.
-
-        Raises:
-            ValueError: it is not what it should be.
-        """
-        limit = self.chain.most(now.dim, now.dtype.itemsize, now.layout)
-        t = unpack_spoken(parcel, allowed, now.scalars, now.weighted, limit)
-        ids, frames = t["ids"], Frames(t["frames"], t["length"])
-        draws = replace(now.draws, peers=ids)
-        decoded, sound = self.chain.decode(frames, now.dim, now.dtype, draws, now.layout)
-        reference: Tensor | None = None
-        if now.before is not None:
-            version, behind, whole = t.get("version"), t.get("behind"), t.get("whole")
-            if version is None or behind is None or whole is None:
-                raise ValueError("no version of the replicas")
-            if version.dtype != torch.int64 or behind.dtype != torch.uint8 or len(version) != len(ids):
-                raise ValueError("versions of another form")
-            late = behind.to(torch.bool)
-            if (
-                whole.dtype != now.dtype
-                or whole.shape != (int(late.sum()), now.dim)
-                or len(behind) != len(ids)
-            ):
-                raise ValueError("replicas of another form")
-            copies = self.memory.copies(now.channel, ids, now.dim, now.dtype)
-            at = copies.at(ids)
-            reference = copies.rows[at]
-            value = reference + decoded
-            value[late] = whole
-            known = torch.where(late, torch.isfinite(value).all(1), copies.version[at] == version)
-            sound = sound & known
-            copies.rows[at[sound]] = value[sound]
-            copies.version[at[sound]] = version[sound] + 1
-            value = torch.where(sound[:, None], value, torch.zeros_like(value))
-        elif now.base is not None and self.network.codec:
-            reference = t.get("base") if self.port.trusted else self._bases(parcel.data, ids, now)
-            if reference is None or reference.shape != decoded.shape or reference.dtype != now.dtype:
-                raise ValueError("no base for the update")
-            value = reference + decoded
-        else:
-            value = decoded
-        return Spoken(ids, frames, value, sound, reference, t["left"], t.get("scalars"), t.get("weight"))
-
-    def _bases(self, digests: bytes, ids: Tensor, now: _Broadcast) -> Tensor:
-        """The bases that strangers name by digest: own ones, or such as were now."""
-        assert now.base is not None
-        if len(digests) != 16 * len(ids):
-            raise ValueError("an update names no base")
-        for row in now.base:
-            self.known.add(row)
-        found = [self.known.get(digests[i : i + 16]) for i in range(0, len(digests), 16)]
-        if any(row is None for row in found):
-            raise ValueError("an update of a model that is not known here")
-        return torch.stack([row for row in found if row is not None])
-
-    def _speak(self, flat: Tensor, known: Tensor | None, speaking: Tensor, tick: Tick) -> Tensor:
+    def _utter(self, flat: Tensor, known: Tensor | None, speaking: Tensor, tick: Tick) -> Tensor:
         """What is really sent: hostile peers' rows replaced by their attack's."""
         attack, blocks = self.network.attack, self.blocks
         if attack is None or not bool(self.hostile.any()):
@@ -369,18 +298,13 @@ class Carrier:
         scene = Scene(x, base, self.hostile, every.to(torch.bool), draws, tick.index)
         return blocks.rows(attack.message(scene))
 
+    # -- links ---------------------------------------------------------------------------------------
+
     def _faults(
-        self,
-        heard: Spoken,
-        row: Tensor,
-        came: Tensor,
-        ends: Tensor,
-        src: Tensor,
-        dst: Tensor,
-        now: _Broadcast,
+        self, heard: Spoken, row: Tensor, came: Tensor, ends: Tensor, edges: Edges, now: Broadcast
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the links lose or damage, and what is refused: (rows, row [E], arrived [E])."""
-        links, seed = self.network.links, self.seed
+        links, seed, src, dst = self.network.links, self.seed, edges.src, edges.dst
         lost = links.lost(src, dst, seed, now.tick, now.hop, self.n + 1) & (src != dst)
         arrived = came & ~lost
         rows = heard.value
@@ -421,7 +345,7 @@ class Carrier:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
-        self.memory = Memory(self.n + 1)
+        self.memory = self.trade.memory = Memory(self.n + 1)
         self.memory.state = {k[7:]: v for k, v in state.items() if k.startswith("memory/")}
         self.meter.restore({k[6:]: v for k, v in state.items() if k.startswith("meter/")})
         self.clock.now, self.clock.seen = state["now"], state["seen"]

@@ -62,6 +62,7 @@ class Network(Part):
         hostile: share of the peers (drawn from the seed), or their numbers.
         gamma: step towards the neighbours' average; default 1, and 0.5 where the codec drops most of
             a message (CHOCO needs a step below 1 there).
+        norm: L2 norm above which a message is not believed; None: none is too long.
         error_feedback: keep what a lossy codec drops from pooled updates for the next one.
     """
 
@@ -74,6 +75,7 @@ class Network(Part):
     attack: Attack | None = field(default=None, metadata={"registry": _attack})
     hostile: float | tuple[int, ...] = 0.0
     gamma: Annotated[float, Meta(gt=0, le=1)] | None = None
+    norm: Annotated[float, Meta(gt=0)] | None = None
     error_feedback: bool = True
 
     def check(self) -> None:
@@ -89,6 +91,10 @@ class Network(Part):
         if self.gamma is not None:
             return self.gamma
         return 0.5 if Chain(self.codec).incremental else 1.0
+
+    def bounded(self, values: Tensor, sound: Tensor) -> Tensor:
+        """Which of the ``sound`` messages [M, D] are not too long: bool [M]."""
+        return sound if self.norm is None else sound & (values.norm(dim=1) <= self.norm)
 
     def speed(self, n: int, seed: int) -> Tensor:
         """Relative computing speed of each peer: float64 [n]."""

@@ -24,10 +24,11 @@ class Tree(Topology):
     """Peer 0 is the root; the peers are numbered level by level, children beside each other.
 
     Args:
-        branching: children of each peer of the first level, of the second, ...
+        branching: children of each peer of the first level, of the second, ...; () for two children of
+            every peer, level by level, as far as the peers reach.
     """
 
-    branching: tuple[Annotated[int, Meta(ge=1)], ...] = (2, 2)
+    branching: tuple[Annotated[int, Meta(ge=1)], ...] = ()
 
     @property
     def levels(self) -> list[int]:
@@ -49,6 +50,9 @@ class Tree(Topology):
         return self.starts[level] + i, self.starts[level - 1] + i // self.branching[level - 1]
 
     def edges(self, n: int, seed: int, tick: int) -> Edges:
+        if not self.branching:
+            child = torch.arange(1, n)
+            return both(n, child, (child - 1) // 2)
         if n != sum(self.levels):
             raise BadInput("peers", n, f"{sum(self.levels)}: as many as the tree {self.branching} has")
         pairs = [self.up(level) for level in range(1, len(self.levels))]
