@@ -146,3 +146,15 @@ def test_bad_networks_are_one_line():
             Network(**bad)
     with pytest.raises(BadInput, match="did you mean ring"):
         Network(graph="rng")
+
+
+@pytest.mark.parametrize("codec", ["", "int8", "topk(fraction=0.5)"])
+def test_messages_longer_than_the_norm_are_not_believed(codec):
+    exchange, ticks = setting(norm=3.0, codec=codec, graph="complete", gamma=1.0)
+    x = values()
+    x[3] *= 100
+    mixed = exchange.mix(x, ticks[0])
+    assert int(exchange.carrier.refused[3]) == 7 and int(exchange.carrier.refused.sum()) == 7
+    assert mixed[[0, 1, 2, 4, 5, 6, 7]].norm(dim=1).max() < 3
+    with pytest.raises(BadInput, match="norm"):
+        Network(norm=0.0)

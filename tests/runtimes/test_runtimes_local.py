@@ -88,6 +88,8 @@ VARIANTS = [
     },
     {"network": {"attack": "sign-flip", "hostile": (1, 4), "rule": "median"}},
     {"network": {"attack": "ipm(knowledge='coalition')", "hostile": (1, 4), "graph": "complete"}},
+    {"method": "modest", "network": {"graph": "complete", "links": {"loss": 0.3}}},
+    {"network": {"norm": 5.0, "codec": "int8", "attack": "noise(sigma=9)", "hostile": (2,)}},
     {"method": "dsgd", "network": {"links": {"loss": 0.3, "partition": (1, 3, 2)}, "clock": "churn"}},
 ]
 

@@ -90,10 +90,13 @@ class Carrier:
         """
         away = src != dst
         self.meter.count(src[away], dst[away], size[away])
-        if self.network.events:  # event clocks say themselves when things happen
-            return self.clock.now
-        self.clock.work(self.work.spent)
-        return self.clock.leave(src[away], size[away])
+        self.elapse()
+        return self.clock.now if self.network.events else self.clock.leave(src[away], size[away])
+
+    def elapse(self) -> None:
+        """Let the time of this block's local work pass, before anything is sent or awaited."""
+        if not self.network.events:  # event clocks say themselves when things happen
+            self.clock.work(self.work.spent)
 
     def carry(
         self,

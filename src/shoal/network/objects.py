@@ -38,6 +38,7 @@ class Objects:
         turn = self._turn[1] + 1 if self._turn[0] == tick.index else 0
         self._turn = (tick.index, turn)
         graph = tick.graph
+        carrier.elapse()
         said: _Said = [
             (p, d, msgspec.msgpack.encode(m))
             for p, box in zip(blocks.peers.tolist(), outbox, strict=True)

@@ -179,6 +179,7 @@ class Pooling:
         value = None if x is None else pack(x)
         dst = to.nonzero()[:, 0]
         which = torch.zeros_like(dst) if pick is None else pick[dst]
+        self.carrier.elapse()
         left = self.clock.now[origin]
         if value is not None:
             src = torch.full_like(dst, origin)
