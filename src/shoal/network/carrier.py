@@ -158,12 +158,11 @@ class Carrier:
         away = ends & (edges.src != edges.dst)
         late, inward = 0.0, 0
         if at_home:
-            late = float(mine.left.max()) if len(mine.left) else 0.0
+            leaving = mine.left[origin[away]]
+            late = float(leaving.max()) if len(leaving) else 0.0
             inward = int(size[own.src != own.dst].sum())
         elif not self.network.events:
-            server = away & (edges.dst == self.n)
-            if bool(server.any()):
-                inward = int((heard.frames.length[origin[server]] + packed.extra).sum())
+            inward = int(heard.cost[origin[away & (edges.dst == self.n)]].sum())
             self.clock.arrive(edges.dst[away], heard.left[origin[away]], inward)
         if now.replica is not None:
             mark = arrived if blocks.alone else arrived & blocks.mine(edges.src)
@@ -258,8 +257,11 @@ class Carrier:
         left = self.sent(own.src, own.dst, size)
 
         scalars = None if packed.scalars is None else packed.scalars[local]
+        cost = torch.zeros(len(senders), dtype=torch.int64)
+        up = own.dst == self.n
+        cost[position[own.src[up]]] = size[up]
         mine = Spoken(
-            senders, frames, value, sound, reference, left[senders], scalars,
+            senders, frames, value, sound, reference, left[senders], cost, scalars,
             None if weight is None else weight[local],
         )  # fmt: skip
         now = Broadcast(

@@ -82,6 +82,8 @@ class Links(Part):
             length: int64 [M], the bytes of each frame that are used.
             key: int64 [M], names each message (for the random numbers).
         """
+        if not frames.shape[1]:
+            return frames  # of a message that is nothing but single numbers, which travel exactly
         hits = max(1, frames.shape[1] // 100)
         draws = Draws(seed, "damage", key, tick)
         where = draws.integers(length, hits)

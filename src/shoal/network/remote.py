@@ -28,6 +28,7 @@ class Spoken:
         sound: bool [S], whether it could be decoded and is finite.
         reference: [S, D], what the encoded difference was added to, or None.
         left: float64 [S], when its messages had left.
+        cost: int64 [S], bytes that its message to the server takes.
         scalars: float64 [S, N], numbers that travel exactly, or None.
         weight: float64 [S], what each weighs, or None.
     """
@@ -38,6 +39,7 @@ class Spoken:
     sound: Tensor
     reference: Tensor | None
     left: Tensor
+    cost: Tensor
     scalars: Tensor | None = None
     weight: Tensor | None = None
 
@@ -81,6 +83,7 @@ def pack_spoken(said: Spoken, which: Tensor) -> dict[str, Tensor]:
         "length": length,
         "frames": pick(said.frames.data)[:, :width],
         "left": pick(said.left),
+        "cost": pick(said.cost),
     }
     if said.scalars is not None:
         out["scalars"] = pick(said.scalars)
@@ -106,6 +109,7 @@ def unpack_spoken(
     t = parcel.tensors
     count = len(t["ids"]) if "ids" in t else -1
     wanted = {"ids": (torch.int64, 1), "length": (torch.int64, 1), "left": (torch.float64, 1)}
+    wanted["cost"] = (torch.int64, 1)
     wanted |= {"frames": (torch.uint8, 2)}
     wanted |= {"scalars": (torch.float64, 2)} if scalars else {}
     wanted |= {"weight": (torch.float64, 1)} if weighted else {}
@@ -143,5 +147,7 @@ def merge(parts: Sequence[Spoken]) -> Spoken:
         data[at : at + len(held), : held.shape[1]] = held
         at += len(held)
     length = torch.cat([p.frames.length for p in parts])[order]
-    found = {k: joined(k) for k in ("ids", "value", "sound", "reference", "left", "scalars", "weight")}
+    found = {
+        k: joined(k) for k in ("ids", "value", "sound", "reference", "left", "cost", "scalars", "weight")
+    }
     return Spoken(frames=Frames(data[order], length), **found)  # type: ignore[arg-type]

@@ -174,7 +174,8 @@ class Trade:
         if self.network.norm is not None:
             sound = self.network.bounded(value, sound)
             value = torch.where(sound[:, None], value, torch.zeros_like(value))
-        return Spoken(ids, frames, value, sound, reference, t["left"], t.get("scalars"), t.get("weight"))
+        told = t["left"], t["cost"], t.get("scalars"), t.get("weight")
+        return Spoken(ids, frames, value, sound, reference, *told)
 
     def _replicas(
         self, t: dict[str, Tensor], ids: Tensor, decoded: Tensor, sound: Tensor, now: Broadcast
