@@ -114,7 +114,8 @@ class Responders(Work):
         """
         truth = self._question(tick)[0][None, :, None]
         draws = Draws(self.place.seed, "judge", self.peers, tick)
-        u = draws.uniform(*first.shape[1:])
+        # Comparison by comparison: a peer's numbers do not depend on how many others of its block make.
+        u = draws.uniform(first.shape[2], first.shape[1]).transpose(1, 2)
         one, two = first == truth, second == truth
         accuracy = torch.where(self.colluder[self.peers], 0.0, self.config.judge)[:, None, None]
         better = torch.where(one, 0, 1)

@@ -79,7 +79,7 @@ def pairs(items: Sequence[int]) -> list[tuple[int, int]]:
 
 def tally(verdicts: bytes, heard: Sequence[int], n: int, questions: int) -> Tensor | None:
     """One judge's verdicts as wins [Q, n, n], halves where undecided; None: no such message."""
-    compared = torch.tensor(pairs(heard)).reshape(-1, 2)
+    compared = torch.tensor(pairs(heard), dtype=torch.int64).reshape(-1, 2)
     if len(verdicts) != questions * len(compared) or (verdicts and max(verdicts) > UNDECIDED):
         return None
     told = torch.tensor(list(verdicts), dtype=torch.int64).reshape(questions, len(compared))
