@@ -4,10 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint types layers unit docs clean
+.PHONY: demo demo-p2p demo-cluster test check lint types layers unit docs clean
 
 demo: $(STAMP)
 	$(BIN)/shoal demo
+
+demo-p2p: $(STAMP)
+	$(BIN)/shoal demo --p2p
+
+demo-cluster: $(STAMP)
+	$(BIN)/shoal demo --cluster
 
 test: $(STAMP) lint types layers unit
 

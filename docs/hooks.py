@@ -113,10 +113,14 @@ def arguments(kind: str) -> str:
 def commands(_: str) -> str:
     """Every command of the shell with its options, from the functions that it calls."""
     out = []
-    for command in app.registered_commands:
+    groups = [
+        ("", app),
+        *((f"{g.name or g.typer_instance.info.name} ", g.typer_instance) for g in app.registered_groups),
+    ]
+    for group, command in [(name, c) for name, g in groups if g is not None for c in g.registered_commands]:
         assert command.callback is not None
         hints = get_type_hints(command.callback, include_extras=True)
-        usage, body = command.name or command.callback.__name__, []
+        usage, body = group + (command.name or command.callback.__name__), []
         for name, given in inspect.signature(command.callback).parameters.items():
             info = hints[name].__metadata__[0]
             kind = str(get_args(hints[name])[0])

@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shoal.cli import main
+from shoal.experiment import run
+
 SMALL = ["--peers", "4", "--rounds", "4", "--seed", "3", "--set", "local_steps=1"]
 
 
@@ -61,17 +64,60 @@ BAD = {
     "no report": (["report", "nowhere"], "nowhere"),
     "unknown rule": (["run", "dsgd", "--set", "network.rule=medain"], "did you mean median"),
     "hostile without attack": (["run", "dsgd", "--set", "network.hostile=0.2"], "attack"),
+    "not a number": (["run", "dsgd", "--peers", "few"], "--peers"),
+    "unknown option": (["run", "dsgd", "--learning-rate", "1"], "--learning-rate"),
+    "unknown runtime": (["run", "dsgd", "--runtime", "clusters"], "did you mean cluster"),
+    "runtime as a number": (["run", "dsgd", "--set", "runtime=3"], "runtime = 3"),
+    "blocks in one process": (["run", "dsgd", "--blocks", "3"], "blocks = 3"),
+    "address in one process": (["run", "dsgd", "--address", "auto"], "address = 'auto'"),
+    "more blocks than peers": (
+        ["run", "dsgd", "--runtime", "cluster", "--peers", "4", "--blocks", "5"],
+        "runtime.blocks = 5",
+    ),
+    "a runtime to run": (["run", "lattica"], "METHOD --runtime p2p; its claim: shoal check lattica"),
+    "a runtime to compare": (["compare", "dsgd", "lattica"], "is the p2p runtime"),
+    "no such scheme": (["run", "missing.dsl"], "missing.dsl"),
+    "two demos": (["demo", "--cluster", "--p2p"], "one of the two"),
+    "no such sweep": (["sweep", "missing.toml"], "missing.toml"),
+    "nothing to sweep": (["sweep", "{config}"], "neither a table [sweep] nor a list of seeds"),
+    "sweep elsewhere": (["sweep", "{config}", "--set", "runtime.blocks=2"], "--address and --workers"),
+    "peer without a run": (["peer", "run"], "--config"),
+    "peer of no such run": (["peer", "run", "--config", "missing.toml"], "missing.toml"),
+    "bad listen": (["peer", "run", "--config", "{config}", "--listen", "here"], "listen = 'here'"),
+    "bad ticket": (["peer", "run", "--config", "{config}", "--join", "shoal1aaaa"], "join = 'shoal1aaaa'"),
+    "unknown transport": (["peer", "run", "--config", "{config}", "--transport", "mail"], "iroh or tcp"),
+    "no such seat": (["peer", "run", "--config", "{config}", "--seat", "4"], "seat = 4: 0 to 3"),
+    "no such data": (["peer", "run", "--config", "{config}", "--data", "nowhere"], "data = "),
+    "no peer to run": (["peer", "run", "--config", "{config}"], "shoal peer init"),
+    "no peer to ask": (["peer", "status"], "shoal peer init"),
+    "no peer to invite to": (["peer", "invite"], "shoal peer run"),
+    "no peer to relay": (["relay"], "shoal peer init"),
 }
+NOTHING = 'method = "dsgd"\npeers = 4\n[task]\nname = "supervised"\ndata = "digits"\n'
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_status_2(name, tmp_path):
+def test_bad_input_is_one_line_and_status_2(name, tmp_path, tmp_path_factory, monkeypatch, capfd):
     args, said = BAD[name]
-    done = shoal(*args, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert said in done.stderr
+    config = tmp_path_factory.mktemp("config") / "run.toml"
+    config.write_text(NOTHING)
+    monkeypatch.setenv("SHOAL_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    # In this process: a new one would spend its time importing torch.
+    monkeypatch.setattr(sys, "argv", ["shoal", *(arg.format(config=config) for arg in args)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    err = capfd.readouterr().err
+    assert done.value.code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert said in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_to_a_process_of_its_own(tmp_path):
+    done = shoal("run", "dsgdd", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
+    assert done.stderr.startswith("shoal: method = 'dsgdd': unknown method; did you mean dsgd?")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +148,32 @@ def test_out_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     done = shoal("run", "dsgd", *SMALL, "--out", str(tmp_path / "file" / "r"))
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_scheme_and_a_sweep_run_from_their_files(tmp_path):
+    (tmp_path / "star.dsl").write_text(
+        "# one round of averaging\ninit; feedback(2)[parallel(3)[train(epochs=1, batch=32); test];"
+        " reduce(fedavg); broadcast]\n"
+    )
+    done = shoal("run", "star.dsl", "--set", "task.data=digits", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert (line["system"], line["peers"], line["rounds"]) == ("ffl-dsl", 3, 2)
+    assert Path(line["out"]).name.startswith("star-")
+    (tmp_path / "few.toml").write_text(f"rounds = 2\nseeds = [0, 1]\n{NOTHING}")
+    done = shoal("sweep", "few.toml", "--address", "none", "--workers", "1", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert [row["seed"] for row in told["rows"]] == [0, 1] and told["missing"] == 0
+    assert told["out"] == "runs/sweep-few" and (tmp_path / told["out"] / "compare.html").exists()
+
+
+def test_the_energy_of_a_run_is_told_or_said_to_be_unknown(tmp_path):
+    for resume in (False, True):
+        report = run("dsgd", task={"name": "supervised", "data": "digits"}, peers=4, rounds=2, seed=3,
+                     out=tmp_path / "r", resume=resume)  # fmt: skip
+        energy = report.final["energy_j"]
+        assert energy == "not measured" or (not resume and energy > 0)
 
 
 def test_own_csv_and_own_module(tmp_path):

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from shoal.cli import main
+from shoal.cli import app, main
 
+LIVE = {"peer", "relay"}
+"""Commands of real peers, which wait for each other: tested in tests/p2p, here only read."""
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     "README.md", "CONTRIBUTING.md", "docs/index.md", "docs/getting-started.md", "docs/concepts.md",
-    "docs/combining.md", "docs/architecture.md",
+    "docs/combining.md", "docs/architecture.md", "docs/peers.md", "docs/cluster.md",
 ]  # fmt: skip
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 NAMED = re.compile(r"# ([\w.-]+\.(?:py|toml))\n")
@@ -46,6 +49,15 @@ def commands(page: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith(SETUP)]
 
 
+def parse(args: list[str]) -> None:
+    """Only read a command line: every option is there, every value of its kind."""
+    command: Any = get_command(app)
+    while hasattr(command, "commands"):
+        name, *args = args
+        command = command.commands[name]
+    command.make_context(command.name, args)
+
+
 def perform(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line, in this process: a new one would spend its time importing torch."""
     name, *args = shlex.split(line, comments=True)
@@ -54,6 +66,9 @@ def perform(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(args[0], run_name="__main__")
         return
     assert name == "shoal", line
+    if args[0] in LIVE:
+        parse(args)
+        return
     try:
         main()
     except SystemExit as done:
@@ -135,7 +150,10 @@ def test_every_page_is_filled_and_no_part_or_command_is_left_out(hooks: Any) -> 
         page = filled["index.md" if kind == "method" else "combining.md"]
         missing = [name for name in registry.classes() if f"`{name}`" not in page]
         assert not missing, f"{kind}: {missing}"
-    for command in ("run", "compare", "check", "catalog", "conform", "report", "topology", "bench", "demo"):
+    for command in (
+        "run", "compare", "check", "catalog", "conform", "report", "topology", "bench", "demo", "sweep",
+        "relay", "peer init", "peer run", "peer invite", "peer status", "peer export",
+    ):  # fmt: skip
         assert f"### `shoal {command}" in filled["getting-started.md"]
     assert "`--set a.b=value`" in filled["getting-started.md"]
     assert "::: shoal.core.tick" in filled["core.md"]

@@ -15,8 +15,8 @@ import typer
 # OpenMP reads this once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from shoal.core import ShoalError
-from shoal.experiment import settings
+from shoal.core import BadInput, ShoalError
+from shoal.experiment import merge, settings
 from shoal.peering import peer_app, relay
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the report (default r
 
 
 def _default_out(system: str) -> Path:
-    name = Path(system).stem if system.endswith(".toml") else system.rsplit(":", maxsplit=1)[-1]
+    name = Path(system).stem if system.endswith((".toml", ".dsl")) else system.rsplit(":", maxsplit=1)[-1]
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -52,14 +52,38 @@ def _say(line: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
 
 
+def _not_a_runtime(system: str) -> None:
+    """A system of the catalogue that is a place to run, and not something that can be run there.
+
+    Raises:
+        BadInput: saying how it is used.
+    """
+    from shoal.catalog.systems import systems
+    from shoal.core import methods
+
+    place = "shoal.runtimes."
+    home = next((s.home for s in systems() if s.slug == system and s.home.startswith(place)), None)
+    if home is not None and system not in methods.classes():
+        runtime = home.removeprefix(place).partition(".")[0]
+        raise BadInput(
+            "system", system,
+            f"is the {runtime} runtime: shoal run METHOD --runtime {runtime}; "
+            f"its claim: shoal check {system}",
+        )  # fmt: skip
+
+
 @app.command()
 def run(
-    system: Annotated[str, typer.Argument(help="SLUG, FILE.toml or FILE.py:NAME.")],
+    system: Annotated[str, typer.Argument(help="SLUG, FILE.toml, FILE.dsl or FILE.py:NAME.")],
     set_: Set = None,
     peers: Peers = None,
     rounds: Rounds = None,
     seed: Seed = None,
-    runtime: Annotated[str, typer.Option(help="Where it runs.")] = "local",
+    runtime: Annotated[str, typer.Option(help="Where it runs: local, cluster, p2p or trial.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(help="Blocks of peers on a cluster.")] = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
     as_json: Json = False,
@@ -69,8 +93,11 @@ def run(
     from shoal.experiment import run as run_system
     from shoal.report.terminal import Live, summary
 
+    _not_a_runtime(system)
     given = settings(set_)
-    where = {**fields_of(runtime), **given.pop("runtime", {})}
+    named = {"address": address, "blocks": blocks}
+    where = merge(fields_of(runtime), {k: v for k, v in named.items() if v is not None})
+    where = merge(where, given.pop("runtime", {}))
     fields = given.pop("method", {})
     folder = out or _default_out(system)
     with Live(system, verbose=not as_json) as live:
@@ -103,6 +130,8 @@ def compare(
     """Run several systems on the same task; one table, one plot."""
     from shoal.comparison import compare_systems
 
+    for system in systems:
+        _not_a_runtime(system)
     given = settings(set_)
     folder = out or _default_out("compare")
     rows = compare_systems(
@@ -111,6 +140,36 @@ def compare(
     )  # fmt: skip
     if as_json:
         _say({"rows": rows, "out": str(folder)})
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="FILE.toml with a table [sweep] or a list of seeds.")],
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Folder (default runs/sweep-FILE).")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one for each core.")] = 0,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a Ray cluster; none: processes of this machine, without Ray."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run every combination of a file's choices, side by side; the same command again goes on."""
+    from shoal.sweep import sweep as sweep_file
+
+    given = settings(set_)
+    if "runtime" in given:
+        raise BadInput(
+            "runtime", given["runtime"], "a sweep's runs are local; it has --address and --workers"
+        )
+    told = sweep_file(
+        file, out or Path("runs") / f"sweep-{file.stem}",
+        given=given, workers=workers, address=address, quiet=as_json,
+    )  # fmt: skip
+    if as_json:
+        _say(told)
+    if told["missing"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -206,16 +265,23 @@ def topology(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="step")] = "step",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    suite: Annotated[str, typer.Argument(help="step: speed. An unknown name lists all suites.")] = "step",
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File (.json) that the figures are written to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Speed as ratios within one run."""
+    """Measure speed, faults or hostile input, as ratios and differences within one run."""
     from rich.console import Console
 
     from shoal.bench import run_suite
+    from shoal.experiment import prepare_folder
 
+    if out is not None:
+        prepare_folder(out.parent)
     result = run_suite(suite, threads, None if as_json else Console())
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if as_json:
         _say(result)
     if not result["holds"]:
@@ -224,32 +290,61 @@ def bench(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/demo"),
-    rounds: Annotated[int, typer.Option(min=2)] = 60,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report (default runs/demo...).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=2, help="Ticks (default 60).")] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="16 peers on Ray; one of their processes is killed.")
+    ] = False,
+    p2p: Annotated[
+        bool, typer.Option("--p2p", help="Eight real peers; one is killed, one joins late.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """64 peers learn digits without a server, six of them hostile; five methods side by side."""
-    from shoal.demo import demo as show
+    if cluster and p2p:
+        raise BadInput("demo", "--cluster --p2p", "one of the two at a time")
+    if p2p and rounds is not None:
+        raise BadInput("rounds", rounds, "the peers' demo has its own length")
+    if cluster:
+        from shoal.demo_cluster import demo_cluster
 
-    rows = show(out, rounds, quiet=as_json)
+        told = demo_cluster(out or Path("runs/demo-cluster"), rounds or 60, quiet=as_json)
+    elif p2p:
+        from shoal.demo_peers import demo_peers
+
+        told = demo_peers(out or Path("runs/demo-p2p"), quiet=as_json)
+    else:
+        from shoal.demo import demo as show
+
+        folder = out or Path("runs/demo")
+        told = {"rows": show(folder, rounds or 60, quiet=as_json), "out": str(folder)}
     if as_json:
-        _say({"rows": rows, "out": str(out)})
+        _say(told)
+    if told.get("holds") is False:
+        raise typer.Exit(1)
 
 
-def _fail(error: ShoalError) -> NoReturn:
-    sys.stderr.write(f"shoal: {error}\n")
-    raise SystemExit(error.status)
+_Usage: type[Exception] = typer.BadParameter.__mro__[2]
+"""What typer raises where a command line cannot be read; it has no public name for it."""
 
 
 def main() -> None:
-    """Entry point: every error that Shoal raises on purpose is one line on stderr."""
+    """Entry point: every error that is raised on purpose is one line on stderr."""
     try:
-        app(standalone_mode=True)
+        status = app(standalone_mode=False)
     except ShoalError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("shoal: stopped\n")
-        raise SystemExit(130) from None
+        _end(str(error), error.status)
+    except _Usage as error:
+        _end(error.format_message(), 2)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        _end("stopped", 130)
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _end(said: str, status: int) -> NoReturn:
+    if said:  # nothing where help was shown instead
+        sys.stderr.write(f"shoal: {' '.join(said.split())}\n")
+    raise SystemExit(status) from None
 
 
 if __name__ == "__main__":

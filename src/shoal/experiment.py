@@ -11,10 +11,11 @@ from typing import Any
 from shoal.core import BadInput, Method, Report, literal, methods
 from shoal.core.load import load_object
 from shoal.core.part import fields_of
+from shoal.network.dsl import read as read_scheme
 from shoal.report.save import save
 from shoal.runtimes.base import Plan, Progress, Runtime, runtimes
 
-__all__ = ["merge", "method_of", "plan_of", "prepare_folder", "run", "settings"]
+__all__ = ["merge", "method_of", "plan_of", "prepare_folder", "read_toml", "run", "settings"]
 
 _PLAN = {"task", "network", "peers", "rounds", "seed", "every", "dtype"}
 
@@ -55,8 +56,8 @@ def plan_of(system: Any, **given: Any) -> Plan:
     """The whole configuration of a run.
 
     Args:
-        system: a method (instance, class, slug or ``file.py:Name``), a TOML file, or a mapping with
-            the keys of :class:`Plan`.
+        system: a method (instance, class, slug or ``file.py:Name``), a TOML file, a mapping with the
+            keys of :class:`Plan`, or a scheme (``.dsl``, see :mod:`shoal.network.dsl`).
         given: fields of the plan; ``method`` holds the method's own fields. What is not given comes
             from the file, then from the method's recipe.
 
@@ -65,7 +66,9 @@ def plan_of(system: Any, **given: Any) -> Plan:
     """
     table: dict[str, Any] = {}
     if isinstance(system, str | Path) and str(system).endswith(".toml"):
-        table = _read(Path(system))
+        table = read_toml(Path(system))
+    elif isinstance(system, str | Path) and str(system).endswith(".dsl"):
+        table = read_scheme(system).compile()
     elif isinstance(system, Mapping):
         table = dict(system)
     else:
@@ -83,7 +86,12 @@ def plan_of(system: Any, **given: Any) -> Plan:
     return Plan(method=chosen, **settings)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data.
+
+    Raises:
+        BadInput: not readable, or not TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

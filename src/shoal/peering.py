@@ -60,7 +60,9 @@ def run(
     wait: Annotated[int, typer.Option(min=0, help="Peers to begin with; 0: all seats.")] = 0,
     seat: Annotated[int | None, typer.Option(min=0, help="The seat to ask for.")] = None,
     relay: Annotated[bool, typer.Option(help="Pass on connections between others.")] = False,
-    linger: Annotated[float, typer.Option(min=0, help="Seconds to stay after the last tick.")] = 5.0,
+    linger: Annotated[
+        float, typer.Option(min=0, help="Seconds to stay after the last tick, at most, for who is late.")
+    ] = 30.0,
     most: Annotated[
         float, typer.Option(min=0.1, help="Seconds that others are waited for at most.")
     ] = 30.0,
@@ -153,30 +155,14 @@ def export(
     state: State = HOME,
 ) -> None:
     """Write the peer's model, to be loaded with shoal.load_model."""
-    from shoal.core import tree
-    from shoal.report.model_file import has_models, model_bytes
-    from shoal.runtimes.p2p.port import PeerPort
+    from shoal.exporting import export_model
     from shoal.runtimes.p2p.state_folder import StateFolder
-    from shoal.runtimes.session import Session
 
     folder = StateFolder(state)
     folder.identity()
     plan = _plan(config, data)
-    if not folder.checkpoint.exists():
-        raise BadInput("state", str(folder.path), "a peer that has done at least one tick")
-    seat = int(folder.read("seat").get("seat", 0))
-    session = Session.open(plan, PeerPort(None, seat, plan.peers))  # type: ignore[arg-type]
-    session.restore(tree.read(folder.checkpoint), part=True)
-    report = session.report
-    report.output = plan.method.output(session.state)
-    report.hostile = None
-    report.final |= session.work.final(report.output)
-    if not has_models(report):
-        raise BadInput("config", str(config), f"a method whose output is models; not {plan.method.slug}")
-    part = out.with_name(out.name + ".part")
-    part.write_bytes(model_bytes(report))
-    part.replace(out)
-    _say(f"{out}  (after {session.done} of {plan.rounds} ticks)")
+    done = export_model(folder, plan, out)
+    _say(f"{out}  (after {done} of {plan.rounds} ticks)")
 
 
 def relay(

@@ -500,9 +500,9 @@ def test_greeting_at_leisure_is_bounded() -> None:
     async def check() -> None:
         async with nodes("memory", 1, connect_s=0.1) as (a,):
             who, transport = await _stranger(a)
-            connections = [await transport.dial(a.id, a.addresses()) for _ in range(6)]
-            await until(lambda: sum(a.refusals.values()) == 6 and not a._links)
-            assert a.refusals[who.id, "no greeting"] == 3
+            connections = [await transport.dial(a.id, a.addresses()) for _ in range(9)]
+            await until(lambda: sum(a.refusals.values()) == 9 and not a._links)
+            assert a.refusals[who.id, "no greeting"] == 6
             assert a.refusals[who.id, "too many connections of one peer"] == 3
             await until(lambda: not any(connection.alive for connection in connections))
             await transport.close()

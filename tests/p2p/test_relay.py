@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from shoal.runtimes.p2p.channel import Channel
 from shoal.runtimes.p2p.frames import CallRefused, encode
 from shoal.runtimes.p2p.identity import Identity
 from shoal.runtimes.p2p.ladder import Ladder, serve_relay
+from shoal.runtimes.p2p.link import Link, supersedes
 from shoal.runtimes.p2p.nat import PUNCH, SIGNAL, Candidates, Nat, Signed, Wish, dialable
 from shoal.runtimes.p2p.node import Node
 from shoal.runtimes.p2p.relay import LEG, OPEN, Grants, Leg, Open, Opened, Relay
@@ -271,15 +274,76 @@ def test_a_relayed_connection_gives_way_to_a_direct_one(monkeypatch: pytest.Monk
     run(test())
 
 
+@pytest.mark.parametrize("better", ["smaller", "larger"])
+def test_a_direct_connection_stays_whoever_dialled_it(better: str) -> None:
+    """The relayed one is the smaller's, which would stay if both were of a kind."""
+
+    async def test() -> None:
+        async with peers(Grants(), None, None) as (relay, one, other):
+            await join(relay, one, other)
+            one.node.learn(other.id, [f"relay://{relay.id}"])
+            assert await one.say(other) == "relayed"
+            source, target = (one, other) if better == "smaller" else (other, one)
+            direct = await source.node.dial_direct(target.id, target.node.addresses()[:1])
+            await source.node.adopt(direct)
+            await until(lambda: not relay.relay.circuits)
+            assert await one.say(other) == await other.say(one) == "direct"
+            # ... and a second relayed one does not take its place, at either end.
+            await source.node.adopt(await source.relay.dial(target.id, [f"relay://{relay.id}"]))
+            await until(lambda: not relay.relay.circuits)
+            assert await one.say(other) == await other.say(one) == "direct"
+
+    run(test())
+
+
+@pytest.mark.parametrize("paths", list(itertools.product(["direct", "punched", "relayed"], repeat=2)))
+@pytest.mark.parametrize("smaller_dialled", list(itertools.product([True, False], repeat=2)))
+def test_both_ends_keep_the_same_of_two_connections(
+    paths: tuple[str, str], smaller_dialled: tuple[bool, bool]
+) -> None:
+    """Whichever comes first at each end; but of two that one peer dialled the later stays."""
+
+    def link(path: str, dialled: bool, token: bytes, peer: str) -> Link:
+        connection = SimpleNamespace(path=path, dialled=dialled, alive=True, peer=peer)
+        made = Link(connection, None, None)  # type: ignore[arg-type]
+        made.token = token
+        return made
+
+    ends = {
+        own: [
+            link(path, smaller == (own == "a"), bytes([place]) * 8, "b" if own == "a" else "a")
+            for place, (path, smaller) in enumerate(zip(paths, smaller_dialled, strict=True), 1)
+        ]
+        for own in "ab"
+    }
+    kept = {
+        (own, order): supersedes(links[order], links[1 - order], own, bytes(8)) == (order == 1)
+        for own, links in ends.items()
+        for order in (0, 1)
+    }
+    assert kept["a", 0] == kept["b", 0] and kept["a", 1] == kept["b", 1]
+    relayed = [path == "relayed" for path in paths]
+    if relayed[0] != relayed[1]:
+        assert kept["a", 0] == kept["a", 1] == (not relayed[1])
+    elif smaller_dialled[0] != smaller_dialled[1]:
+        assert kept["a", 0] == kept["a", 1] == smaller_dialled[1]
+    else:
+        assert kept["a", 1] and not kept["a", 0]
+
+
 def test_simultaneous_dial_through_a_common_peer() -> None:
-    """Nobody knows an address of the other: the one in between passes them on."""
+    """Nobody knows an address of the other: the one in between passes them on.
+
+    There is no NAT between them, so what comes of it is a plain connection, for both.
+    """
 
     async def test() -> None:
         async with peers(None, None, None, quic=True) as (helper, one, other):
             await join(helper, one, other)
-            assert await one.say(other) == "punched"
-            assert await other.say(one) == "punched"
-            assert one.ladder.nat.mapping == "none"
+            await until(lambda: one.ladder.nat.mapping == other.ladder.nat.mapping == "none")
+            assert await one.say(other) == "direct"
+            assert await other.say(one) == "direct"
+            assert one.ladder.reached == {"direct": 2}
 
     run(test())
 

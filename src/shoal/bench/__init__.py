@@ -1,30 +1,46 @@
-"""Benchmarks: ratios to an honest floor, measured in one run."""
+"""Measurements against an honest floor, taken in one run.
+
+A suite is a module of this package with a function ``suite(threads, console)``: it measures, prints what
+it finds on the console (None: nothing), and returns the figures as plain data; ``holds`` says whether
+every figure keeps its bound. ``shoal bench NAME`` runs the one in the module of that name.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 
-__all__ = ["SUITES", "run_suite"]
+from shoal.core import BadInput
 
-SUITES = ("step",)
-KINDS: tuple[Literal["mlp", "cnn"], ...] = ("mlp", "cnn")
+from .timing import threads as limited
+
+__all__ = ["Suite", "run_suite", "suites"]
+
+Suite = Callable[[int, Console | None], dict[str, Any]]
 
 
-def run_suite(suite: str, threads: int, console: Console | None) -> dict[str, Any]:
+def suites() -> dict[str, Suite]:
+    """The suites by name."""
+    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    return {m.__name__.rpartition(".")[2]: m.suite for m in modules if hasattr(m, "suite")}
+
+
+def run_suite(name: str, threads: int, console: Console | None) -> dict[str, Any]:
     """Measure one suite; prints tables on the console, returns every figure.
 
     Args:
-        suite: ``step``: local training of an MLP and of a CNN, and memory.
+        name: of the suite.
         threads: of torch.
+
+    Raises:
+        BadInput: there is none of that name.
     """
-    from shoal.core import BadInput
-
-    from .step import bench_step
-
-    if suite not in SUITES:
-        raise BadInput("suite", suite, f"known suites: {', '.join(SUITES)}")
-    found: dict[str, Any] = {k: bench_step(k, thread_count=threads, console=console) for k in KINDS}
-    holds = all(f["holds"] for f in found.values())
-    return {"suite": suite, "threads": threads, **found, "holds": holds}
+    known = suites()
+    if name not in known:
+        raise BadInput("suite", name, f"known suites: {', '.join(known)}")
+    with limited(threads):
+        return {"suite": name, "threads": threads, **known[name](threads, console)}

@@ -24,7 +24,7 @@ from shoal.tasks.models import Batches, models
 from .memory import peak_memory
 from .timing import interleave, threads
 
-__all__ = ["LIMITS", "bench_step"]
+__all__ = ["LIMITS", "bench_step", "suite"]
 
 LIMITS = {"mlp": 1.6, "cnn": 1.6, "memory": 3.0}
 """The largest accepted ratios: step time to the floor, memory (less the data) to the parameters."""
@@ -206,6 +206,13 @@ def bench_step(
     if console is not None:
         _print(result, console)
     return result
+
+
+def suite(threads: int, console: Console | None) -> dict[str, Any]:
+    """Local training of an MLP and of a CNN, and memory."""
+    kinds: tuple[Literal["mlp", "cnn"], ...] = ("mlp", "cnn")
+    found: dict[str, Any] = {k: bench_step(k, thread_count=threads, console=console) for k in kinds}
+    return {**found, "holds": all(f["holds"] for f in found.values())}
 
 
 def _print(result: dict[str, Any], console: Console) -> None:

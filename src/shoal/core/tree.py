@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -184,7 +184,7 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-def load(like: Tree, values: dict[str, Any], prefix: str = "") -> Tree:
+def load(like: Tree, values: Mapping[str, Any], prefix: str = "") -> Tree:
     """A tree of the shape of ``like`` from saved leaves (those under ``prefix``).
 
     Raises:

@@ -140,7 +140,7 @@ class Carrier:
             edges = own
         elif not blocks.alone:
             said, told = self.trade.swap(mine, own, to, heard_of, now)
-            heard = merge([mine, *said])
+            heard = merge([mine, *said], frames=self.network.links.corruption > 0)
             # A sender remembers who is in step, so it follows its own messages to other blocks too.
             ends = blocks.mine(edges.dst)
             edges = edges.take(ends if now.replica is None else ends | blocks.mine(edges.src))
@@ -323,6 +323,7 @@ class Carrier:
             at = row[hit]
             key = src[hit] * (self.n + 1) + dst[hit]
             frames = heard.frames
+            assert frames is not None
             data = links.damage(frames.data[at], frames.length[at], key, seed, now.tick)
             told = replace(now.draws, peers=heard.ids[at])
             broken = Frames(data, frames.length[at])

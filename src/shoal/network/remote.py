@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from shoal.core import Frames
 
@@ -23,7 +24,7 @@ class Spoken:
 
     Args:
         ids: int64 [S], the senders' numbers, ascending.
-        frames: as encoded.
+        frames: as encoded; None where they were joined from several blocks and nobody will look.
         value: [S, D], as decoded; 0 where it was refused.
         sound: bool [S], whether it could be decoded and is finite.
         reference: [S, D], what the encoded difference was added to, or None.
@@ -34,7 +35,7 @@ class Spoken:
     """
 
     ids: Tensor
-    frames: Frames
+    frames: Frames | None
     value: Tensor
     sound: Tensor
     reference: Tensor | None
@@ -74,6 +75,7 @@ class Known:
 
 def pack_spoken(said: Spoken, which: Tensor) -> dict[str, Tensor]:
     """The senders ``which`` (bool [S]) of a broadcast as tensors of a parcel."""
+    assert said.frames is not None
     every = bool(which.all())
     pick = (lambda v: v) if every else (lambda v: v[which])
     length = pick(said.frames.length)
@@ -129,25 +131,26 @@ def unpack_spoken(
     return t
 
 
-def merge(parts: Sequence[Spoken]) -> Spoken:
-    """What several blocks said, in the order of the senders' numbers."""
+def merge(parts: Sequence[Spoken], frames: bool) -> Spoken:
+    """What several blocks said, in the order of the senders' numbers.
+
+    Args:
+        frames: whether the encoded messages will be looked at again, or only what they decoded to.
+    """
     if len(parts) == 1:
         return parts[0]
-    order = torch.argsort(torch.cat([p.ids for p in parts]))
-    width = max(p.frames.data.shape[1] for p in parts)
+    # A block's peers are numbered one after the other, so that whole parts need only be put in order.
+    parts = sorted((p for p in parts if len(p.ids)), key=lambda p: int(p.ids[0])) or parts[:1]
 
     def joined(name: str) -> Tensor | None:
         held = [getattr(p, name) for p in parts]
-        return None if any(v is None for v in held) else torch.cat(held)[order]
+        return None if any(v is None for v in held) else torch.cat(held)
 
-    data = torch.zeros(len(order), width, dtype=torch.uint8)
-    at = 0
-    for part in parts:
-        held = part.frames.data
-        data[at : at + len(held), : held.shape[1]] = held
-        at += len(held)
-    length = torch.cat([p.frames.length for p in parts])[order]
-    found = {
-        k: joined(k) for k in ("ids", "value", "sound", "reference", "left", "cost", "scalars", "weight")
-    }
-    return Spoken(frames=Frames(data[order], length), **found)  # type: ignore[arg-type]
+    both: Frames | None = None
+    if frames:
+        told = [p.frames for p in parts if p.frames is not None]
+        width = max(f.data.shape[1] for f in told)
+        data = torch.cat([pad(f.data, (0, width - f.data.shape[1])) for f in told])
+        both = Frames(data, torch.cat([f.length for f in told]))
+    names = ("ids", "value", "sound", "reference", "left", "cost", "scalars", "weight")
+    return Spoken(frames=both, **{name: joined(name) for name in names})  # type: ignore[arg-type]

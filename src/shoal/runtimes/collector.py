@@ -37,9 +37,9 @@ class Collector:
     def measure(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A row of the report from a joined checkpoint."""
         session = self.session
-        started, before = session.started, session.before
+        kept = session.started, session.before, session.energy
         session.restore(values)
-        session.started, session.before = started, before
+        session.started, session.before, session.energy = kept
         while self.tick is None or self.tick.index < session.done - 1:
             self.tick, _ = next(self.ticks)
         tick = session.present(self.tick)

@@ -26,6 +26,7 @@ from shoal.network.exchange import Exchange
 from shoal.network.port import Alone, Port
 
 from .base import Plan
+from .energy import counters, joules
 from .parts import share_of
 
 __all__ = ["Session"]
@@ -42,6 +43,7 @@ class Session:
         report: what is known of the run so far; complete only where one block holds all peers.
 
     Attributes:
+        energy: the processor's counters when the run began; empty where that is not known.
         present: makes of a tick what it is for those who are there; a runtime may replace it.
     """
 
@@ -55,6 +57,7 @@ class Session:
         self.present: Callable[[Tick], Tick] = lambda tick: tick
         self.before = 0.0
         self.started = time.perf_counter()
+        self.energy = counters()
 
     @staticmethod
     def open(plan: Plan, port: Port | None = None) -> Session:
@@ -154,6 +157,8 @@ class Session:
                 f"The rule {self.plan.network.rule.slug} had too few messages {net.fallbacks} times; "
                 "the receiver then kept its own model. More neighbours, or a smaller f, would help."
             )
+        used = joules(self.energy, counters())
+        report.final["energy_j"] = "not measured" if used is None else used
         report.wall_s = self.wall
         return report
 
@@ -201,6 +206,7 @@ class Session:
         self.clocks = tree.load(like, values, "clocks")
         self.done, self.report.rows = under["run"]["done"], under["run"]["rows"]
         self.before, self.now = under["run"]["wall"], self.net.clock.latest
+        self.energy = {}  # of what went before nobody knows
 
     @property
     def wall(self) -> float:

@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.core import BadInput
-from shoal.experiment import _read as read_toml
-from shoal.experiment import merge, plan_of
+from shoal.experiment import merge, plan_of, read_toml
 from shoal.runtimes.base import Plan
 from shoal.runtimes.session import Session
 

@@ -81,9 +81,9 @@ class Cluster(Runtime):
         if resume:
             assert checkpoint is not None
             run.take_up(tree.read(checkpoint))
-        if checkpoint is not None:
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
         with connected(self.address, self.blocks) as ray:
+            if checkpoint is not None:
+                checkpoint.parent.mkdir(parents=True, exist_ok=True)
             group = Group(
                 ray,
                 plan,

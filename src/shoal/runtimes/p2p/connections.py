@@ -27,7 +27,7 @@ from .transport.base import Address, Broken, Connection, Path, PeerId, Stream, T
 
 __all__ = ["Connected", "Connections"]
 
-LINKS = 3  # connections of one peer at a time, those on their way out included
+LINKS = 6  # connections of one peer at a time, dialled from both ends and those on their way out included
 
 logger = logging.getLogger(__name__)
 

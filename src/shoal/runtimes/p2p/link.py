@@ -4,11 +4,11 @@ The dialler's first stream is the control stream. It carries a greeting each way
 is in the head, so that any version can read it), then pings, pongs and at most one farewell each way.
 
 **Which of two connections stays.** Two peers that dial each other at once make two connections. Both
-ends apply one rule to the pair (:func:`supersedes`), on what both know: the connection that the smaller
-id dialled stays, of two that one peer dialled the later. A greeting also says which connection its
-sender has lost (``after``) and in which life of its process it is (``life``): a connection that the
-other end no longer has, or of an earlier life, never stays. The one that goes carries no new streams,
-finishes those in progress, and is closed.
+ends apply one rule to the pair (:func:`supersedes`), on what both know: one without a relay stays, then
+the one that the smaller id dialled, of two that one peer dialled the later. A greeting also says which
+connection its sender has lost (``after``) and in which life of its process it is (``life``): a connection
+that the other end no longer has, or of an earlier life, never stays. The one that goes carries no new
+streams, finishes those in progress, and is closed.
 """
 
 from __future__ import annotations
@@ -260,6 +260,9 @@ def supersedes(new: Link, old: Link, own: PeerId, lost: bytes) -> bool:
     """
     if not old.connection.alive or new.life != old.life or lost == old.token:
         return True
+    relayed = new.connection.path == "relayed"
+    if relayed != (old.connection.path == "relayed"):
+        return not relayed
     if new.connection.dialled == old.connection.dialled:
         return True
     return new.connection.dialled == (own < new.peer)

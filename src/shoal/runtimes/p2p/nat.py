@@ -252,11 +252,16 @@ class Nat:
             raise NoHelp(f"{helper[:8]} does not help: {error}") from None
         if self.mapping == answer.mapping == "symmetric":
             raise Unreachable(f"{peer[:8]} and this peer are both behind symmetric NATs")
-        return await self._dial(peer, answer.addresses)
+        return await self._dial(peer, answer.addresses, answer.mapping)
 
-    def _expect(self, peer: PeerId) -> None:
-        """Connections with ``peer`` in the next seconds come of a simultaneous dial."""
-        if self._iroh is not None:
+    def _expect(self, peer: PeerId, mapping: Mapping = "unknown") -> None:
+        """Connections with ``peer`` in the next seconds come of a simultaneous dial.
+
+        With one end in the open (``mapping``: the peer's) they are plain: it was only asked to be dialled.
+        """
+        if self._iroh is not None and "none" in (mapping, self.mapping):
+            self._iroh.plain(peer)
+        elif self._iroh is not None:
             self._iroh.punching.add(peer)
             asyncio.get_running_loop().call_later(2 * TRY, self._iroh.punching.discard, peer)
 
@@ -302,21 +307,21 @@ class Nat:
         if wish.source not in self._dialling and self._iroh is not None:
             places = tuple(dict.fromkeys(filter(None, [signed.seen, *wish.addresses])))
             if not self.mapping == wish.mapping == "symmetric":
-                self._spawn(self._answer(wish.source, places[:CANDIDATES]))
+                self._spawn(self._answer(wish.source, places[:CANDIDATES], wish.mapping))
         return Candidates(self._own(), self.mapping)
 
-    async def _answer(self, peer: PeerId, places: Sequence[Address]) -> None:
+    async def _answer(self, peer: PeerId, places: Sequence[Address], mapping: Mapping) -> None:
         with suppress(ShoalError, TimeoutError):
-            await self.node.adopt(await self._dial(peer, places))
+            await self.node.adopt(await self._dial(peer, places, mapping))
 
-    async def _dial(self, peer: PeerId, places: Sequence[Address]) -> Connection:
+    async def _dial(self, peer: PeerId, places: Sequence[Address], mapping: Mapping) -> Connection:
         """This side of a simultaneous dial; gives up once the other side's has come through."""
         iroh, before = self._iroh, self._direct(peer)
         if iroh is None:
             raise Unreachable("no transport here dials through NATs")
         dial = asyncio.create_task(iroh.dial(peer, [place for place in places if dialable(place)]))
         self._dialling.add(peer)
-        self._expect(peer)
+        self._expect(peer, mapping)
         try:
             async with asyncio.timeout(TRY):
                 while not dial.done() and self._direct(peer) in (None, before):

@@ -3,98 +3,43 @@
 The run's thread goes through the ticks as every runtime does; membership, seats and parcels live in the
 network's event loop. Peers that are away are left out of the graph, which is built anew among those who
 are there; a peer that is late or comes back goes on where its neighbours are, from its own state, or
-from one of theirs where it has been away for long.
+from one of theirs where it has been away for long. Strict peers do nothing of this: they wait for each
+other, and the run is that of one process bit for bit.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
-import torch
-from msgspec import Meta
-from torch import Tensor
-
-from shoal.core import BadInput, Graph, RunFailed, ShoalError, Tick, tree
+from shoal.core import BadInput, Tick, tree
 from shoal.runtimes.base import Plan
 from shoal.runtimes.session import Session
 
-from .desk import Desk, Patience
-from .frames import Refused
+from .catching_up import CatchingUp
+from .company import Company
+from .copies import Copies
+from .desk import Desk
 from .membership import Membership
+from .node import Node
+from .options import PeerOptions
 from .port import Loop, PeerPort
 from .relay import Grants
-from .roster import State
-from .seats import Seats
+from .seats import Seats, Stage
 from .state_folder import StateFolder
-from .station import TransportName, parcel_limit, run_digest, start_climbing
+from .station import parcel_limit, run_digest, start_climbing
+from .status import network_status, status_of
 from .ticket import Ticket
-from .transfer import Receiver, send_blob
-from .transport.base import PeerId
+from .witness import Witness
 
 __all__ = ["Peer", "PeerOptions"]
 
-
-class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks how far a peer is."""
-
-
-class Here(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Ticks done; -1 before the first."""
-
-    done: Annotated[int, Meta(ge=-1, lt=2**31)]
-
-
-class Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks for a peer's present state, which then comes as a blob."""
-
-
-class Coming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """It is on its way, and is of this many ticks done."""
-
-    done: Annotated[int, Meta(ge=0, lt=2**31)]
-
-
-@dataclass(frozen=True)
-class PeerOptions:
-    """How a peer takes part; see ``shoal peer run --help``.
-
-    Args:
-        transport, host, port: what it listens on.
-        join: whom to meet first.
-        allow: the keys that may take part; None: everyone.
-        wait: peers, this one included, that must be there before a fresh run begins; 0: all seats.
-        seat: the one wished for.
-        relay: pass on connections between others.
-        save_every: ticks between checkpoints.
-        behind: ticks that a peer may be behind and go on from its own state.
-        period: seconds between membership probes.
-        patience: see :class:`~.desk.Patience`.
-        linger: seconds to stay after the last tick, for those who are late.
-    """
-
-    transport: TransportName = "iroh"
-    host: str = "0.0.0.0"
-    port: int = 0
-    join: Sequence[Ticket] = ()
-    allow: frozenset[PeerId] | None = None
-    wait: int = 0
-    seat: int | None = None
-    relay: bool = False
-    save_every: int = 1
-    behind: int = 5
-    period: float = 1.0
-    patience: Patience = field(default_factory=Patience)
-    linger: float = 5.0
-
-
 Told = Callable[[dict[str, Any]], None]
-"""Given the peer's status after every tick and now and then while it waits."""
+"""Given the peer's status after ticks and now and then while it waits."""
+
+SAY_S = 0.25
+"""Seconds between two reports of its status, at least."""
 
 
 class Peer:
@@ -105,6 +50,9 @@ class Peer:
         plan: the run.
         options: how it takes part.
         tell: see :data:`Told`.
+
+    Raises:
+        BadInput: its folder, its data or its checkpoint do not go with the run; nobody has been met yet.
     """
 
     def __init__(
@@ -116,335 +64,258 @@ class Peer:
         self.name = str(folder.read("peer").get("name", ""))
         self.state = "starting"
         self.row: dict[str, Any] = {}
-        self.done = -1
-        self.stopping = False
-        self._wanted: dict[PeerId, asyncio.Future[bytes]] = {}
-        self._copy: bytes = b""
-        self._graphs: dict[tuple[int, ...], dict[int, Graph]] = {}
-        self._catch = 0
+        self.began = self.stopping = False
+        self.took_part = 0
+        self.catching_up: CatchingUp | None = None
+        self._said = 0.0
+        self._last: dict[str, Any] = {}
+        self._connected = False
+        kept = folder.read("seat")
+        self._kept = kept if kept.get("run") == self.run_id else {}
+        wished = options.seat if options.seat is not None else self._kept.get("seat")
+        self._wished = wished if isinstance(wished, int) and 0 <= wished < plan.peers else None
+        self.loop = Loop()
+        self._open(self._wished or 0)
 
-    # -- the whole ----------------------------------------------------------------------------------------
+    # -- the whole -------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Take part until the last tick, or until :meth:`stop`; returns the last status."""
-        self.loop = Loop()
         try:
             self.loop.run(self._connect())
-            seat = self._sit()
-            self._train(seat)
+            over = False
+            while not over and not self.stopping:
+                self._sit()
+                over = self.stopping or self._train()
             self.state = "stopped" if self.stopping else "done"
-            self._say()
+            self._say(at_once=True)
             if not self.stopping:
-                time.sleep(self.options.linger)
-            self.loop.run(self._leave())
+                self._linger()
+                self._say(at_once=True)
         except BaseException:
             self.state = "failed"
-            self._say()
+            self._say(at_once=True)
             raise
         finally:
+            if self._connected:
+                self.loop.run(self._leave())
             self.loop.close()
-        return self.status()
+        return status_of(self) | self._last
 
     def stop(self) -> None:
-        """Leave after the present tick."""
+        """Leave after the present tick, without waiting for anybody any more. May be called anywhere."""
         self.stopping = True
+        if self.catching_up is not None:
+            self.catching_up.stopping = True
+        if self._connected:
+            self.loop.loop.call_soon_threadsafe(self.desk.hurry)
 
-    # -- coming and going -----------------------------------------------------------------------------------
+    # -- coming and going ------------------------------------------------------------------------------
+
+    def _open(self, seat: int) -> None:
+        """Open the run as the holder of a seat, where this peer left it."""
+        self.port = PeerPort(self.loop, seat, self.plan.peers, self.options.pace)
+        self.session = Session.open(self.plan, self.port)
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Go on from this peer's own checkpoint, if it is of this run."""
+        if not self.folder.checkpoint.exists():
+            return
+        values, session = tree.read(self.folder.checkpoint), self.session
+        try:
+            session.restore(values, part=True)
+        except BadInput:
+            raise BadInput(
+                "state", str(self.folder.path), "a folder whose checkpoint is of this run; take another one"
+            ) from None
+        if values.get("peer.seat", self.port.here) != self.port.here:
+            # What it remembers of exchanges was another seat's.
+            fresh = Session.open(self.plan, self.port)
+            fresh.state, fresh.clocks, fresh.done = session.state, session.clocks, session.done
+            self.session = fresh
 
     async def _connect(self) -> None:
         options = self.options
         allow = None if options.allow is None else set(options.allow) | {self.identity.id}
         grants = Grants() if options.relay else None
+        limit = parcel_limit(self.session.state)
+
+        def prepare(node: Node) -> None:
+            # All that others may ask for is there before the first of them can.
+            offers = ("relay",) if options.relay else ()
+            self.node = node
+            self.membership = Membership(
+                node, self.identity, self.run_id, name=self.name, offers=offers, allow=allow,
+                period=options.period, sequence=int(self._kept.get("sequence", 0)),
+            )  # fmt: skip
+            self.seats = seats = Seats(self.membership, self.run_id, self.plan.peers, offers)
+            witness = Witness(
+                node, self.identity, bytes.fromhex(self.run_id), others=seats.fellows, seated=seats.holders,
+                kept=self.folder.path / "spoken",
+            )  # fmt: skip
+            self.desk = self.port.desk = Desk(
+                node, bytes.fromhex(self.run_id), self.port.here, limit, options.patience,
+                holder=seats.holder, seat=seats.seat, gone=seats.away, known=self.membership.known,
+                witness=None if options.patience.strict else witness,
+            )  # fmt: skip
+            self.copies = Copies(
+                node, limit, done=lambda: self.session.done if self.began else -1,
+                entitled=lambda peer: seats.seat(peer) is not None,
+            )  # fmt: skip
+
         self.node, self._ladder = await start_climbing(
-            self.identity, options.transport, options.host, options.port, allow=allow, grants=grants
-        )
-        offers = ("relay",) if options.relay else ()
-        kept = self.folder.read("seat")
-        self.membership = Membership(
-            self.node, self.identity, self.run_id, name=self.name, offers=offers, allow=allow,
-            period=options.period, sequence=int(kept.get("sequence", 0)),
+            self.identity, options.transport, options.host, options.port,
+            allow=allow, grants=grants, prepare=prepare,
         )  # fmt: skip
-        self.seats = Seats(self.membership, self.run_id, self.plan.peers, offers)
-        self.node.serve("run/where", Where, self._on_where)
-        self.node.serve("run/fetch", Fetch, self._on_fetch)
+        self._connected = True
         await self.membership.start()
-        known = [
-            Ticket(peer, tuple(addresses), self.run_id)
-            for peer, addresses in kept.get("met", {}).items()
-            if peer != self.identity.id
-        ]
+        met = self._kept.get("met", {})
+        known = [Ticket(peer, tuple(where), self.run_id) for peer, where in met.items()]
         await self.membership.join([*options.join, *known])
 
-    def _sit(self) -> int:
-        """Claim a seat, and wait for enough others, or for a run that has begun without this peer."""
-        options, wished = self.options, self.options.seat
-        kept = self.folder.read("seat")
-        if wished is None and kept.get("run") == self.run_id:
-            wished = kept.get("seat")
+    def _sit(self) -> None:
+        """Hold a seat, be ready, and wait for enough others who are, or for a run that has begun."""
+        options, finished = self.options, self.session.done >= self.plan.rounds
         needed = options.wait or self.plan.peers
-        steady, last, told = 0.0, None, 0.0
-        while True:
-            seat = self.loop.call(self.seats.claim, wished)
-            present = self.loop.call(self.seats.present)
+        steady, last = time.monotonic(), None
+        while not self.stopping:
+            seat = self.loop.call(self.seats.claim, self._wished)
+            stages = self.loop.call(self.seats.stages)
+            table = self.loop.call(self.seats.table)
             now = time.monotonic()
-            view = (seat, tuple(sorted(present.items())))
-            if view != last:
-                steady, last = now, view
-            settled = seat is not None and now - steady > 1.5 * options.period
-            began = settled and self._ask_where() >= 0
-            if settled and (began or len(present) >= needed):
-                assert seat is not None
-                self._keep_seat(seat)
-                return seat
-            self.state = (
-                f"waiting: {len(present)} of {needed} peers" if seat is not None else "waiting: no seat"
-            )
-            if now - told > 1:
-                self._say()
-                told = now
-            if self.stopping:
-                raise RunFailed("stopped before the run began")
-            time.sleep(0.1)
+            if (seat, table) != last:
+                steady, last = now, (seat, table)
+            if seat is not None and now - steady > 1.5 * options.period:
+                self._ready(seat)
+                others = [stage for other, stage in stages.items() if other != seat]
+                begun = sum(stage in {Stage.BEGUN, Stage.DONE} for stage in others)
+                there = sum(stage != Stage.COMING for stage in stages.values())
+                if finished or 2 * begun > len(others) or (there >= needed and seat in stages):
+                    self.began = True
+                    self.loop.call(self.seats.say, Stage.BEGUN)
+                    return
+                self.state = f"waiting: {there} of {needed} peers are ready{self._strangers()}"
+            else:
+                self.state = "waiting: no seat is free" if seat is None else "waiting: taking a seat"
+            self._say()
+            time.sleep(0.05)
+
+    def _ready(self, seat: int) -> None:
+        if self.loop.call(lambda: self.seats.stage) != Stage.COMING and seat == self.port.here:
+            return
+        if seat != self.port.here:
+            self._open(seat)
+            self.port.desk = self.desk
+            self.loop.call(self.desk.sit, seat)
+        self._keep_seat(seat)
+        self.loop.call(self.seats.say, Stage.READY)
+
+    def _strangers(self) -> str:
+        refusals = self.loop.call(lambda: list(self.node.refusals))
+        count = len({peer for peer, why in refusals if why == "record of another run"})
+        return f"; {count} of another run (another configuration) called" if count else ""
 
     def _keep_seat(self, seat: int) -> None:
         def met() -> dict[str, list[str]]:
             members = self.membership.members().items()
-            return {peer: list(member.record.addresses) for peer, member in members}
+            return {p: list(m.record.addresses) for p, m in members if p != self.identity.id}
 
         self.folder.write("seat", {
             "run": self.run_id, "seat": seat, "sequence": self.membership.record.sequence,
             "met": self.loop.call(met),
         })  # fmt: skip
 
+    def _linger(self) -> None:
+        """Stay for those who are not through yet: they may want this peer's state."""
+        until, quiet = time.monotonic() + self.options.linger, time.monotonic() + self.options.period
+        while not self.stopping and time.monotonic() < until:
+            stages = self.loop.call(self.seats.stages)
+            if all(stage == Stage.DONE for stage in stages.values()) and time.monotonic() > quiet:
+                return
+            self._hand_out()
+            self._say()
+            time.sleep(0.05)
+
     async def _leave(self) -> None:
-        await self.port.desk.close()
+        await self.copies.flush(1.0 if self.stopping else self.options.patience.most_s)
+        await self.desk.close()
         await self.membership.leave()
         await self._ladder.stop()
         await self.node.stop()
 
-    # -- the run ---------------------------------------------------------------------------------------------
+    # -- the run ---------------------------------------------------------------------------------------
 
-    def _train(self, seat: int) -> None:
-        plan, options = self.plan, self.options
-        self.port = PeerPort(self.loop, seat, plan.peers)
-        self.session = session = Session.open(plan, self.port)
-        session.present = self._present
-
-        def desk() -> Desk:
-            away = {State.DEAD, State.LEFT}
-
-            def gone(other: int) -> bool:
-                peer = self.seats.table().get(other)
-                return peer is None or self.membership.members()[peer].state in away
-
-            return Desk(
-                self.node, bytes.fromhex(self.run_id), seat, parcel_limit(session.state), options.patience,
-                holder=lambda other: self.seats.table().get(other), seat=self.seats.seat, gone=gone,
-            )  # fmt: skip
-
-        self.port.desk = self.loop.call(desk)
-        self._receive = self.loop.call(
-            lambda: Receiver(
-                self.node, lambda peer, *_: peer in self._wanted, parcel_limit(session.state), self._on_state,
-                kind="state",
+    def _train(self) -> bool:
+        """Go through the ticks; whether this was the end, and not only of this seat's."""
+        session, options = self.session, self.options
+        self.state, here, absent = "running", self.port.here, None
+        if session.done == 0:
+            self._measure(None)
+        if not options.patience.strict:
+            session.present = Company(self.loop, self.plan, here, self.seats, self.desk).present
+            self.catching_up = CatchingUp(
+                self.loop, session, here, self.seats, self.desk, self.copies, options
             )
-        )  # fmt: skip
-        self._take_up(session)
-        self.state = "running"
-        for tick in session.ticks(absent=self._absent):
-            self.done = session.done
+            self.catching_up.enter()
+            absent = self.catching_up.absent
+        for tick in session.ticks(absent):
+            self.took_part += 1
             if session.due(tick):
-                self.row = session.row(tick.index, time.perf_counter() - session.started, tick)
-                self.folder.append("rows", self.row)
+                self._measure(tick)
             if session.done % options.save_every == 0 or tick.last:
-                tree.save(session.saved(), self.folder.checkpoint, run=self.run_id)
-            self._copy = b""
+                self._save()
+            self._hand_out()
             self._say()
             if self.stopping:
-                return
-        tree.save(session.saved(), self.folder.checkpoint, run=self.run_id)
-        self.loop.run(self.port.desk.flush(options.patience.most_s))
+                return True
+            if self.loop.call(self.seats.seat, self.identity.id) != here:
+                self._save()
+                return False  # somebody else holds this seat now
+        if not self.row or self.row["tick"] != session.done:  # it came late to the end
+            self._measure(None)
+        self._save()
+        # Whoever hears that this peer is done waits for nothing more of it.
+        self.loop.run(self.desk.flush(options.patience.most_s))
+        self.loop.call(self.seats.say, Stage.DONE)
+        return True
 
-    def _take_up(self, session: Session) -> None:
-        """Go on from this peer's own checkpoint, if it is of this run."""
-        if not self.folder.checkpoint.exists():
-            return
-        values = tree.read(self.folder.checkpoint)
-        try:
-            session.restore(values, part=True)
-        except BadInput:
-            raise BadInput(
-                "state",
-                str(self.folder.path),
-                "a folder whose checkpoint is of this run; take another --state",
-            ) from None
-        self.done = session.done
+    def _measure(self, tick: Tick | None) -> None:
+        session = self.session
+        self.row = session.row(session.done - 1, time.perf_counter() - session.started, tick)
+        self.folder.append("rows", self.row)
 
-    def _absent(self, index: int) -> bool:
-        """Whether the others are past this tick already. Fetches a state where they are far ahead."""
-        if index < self._catch:
-            return True
-        neighbours = [seat for seat in self.loop.call(self.seats.present) if seat != self.port.here]
-        first = self.done < 0 or (index == self.session.done and not self.row)
-        ahead = self.loop.call(self.port.desk.frontier, neighbours)
-        if first:
-            ahead = max(ahead, self._ask_where())
-        if ahead <= index + 1:
-            return False
-        if ahead - index > self.options.behind:
-            ahead = max(ahead, self._adopt())
-        self._catch = min(ahead, self.plan.rounds)
-        return index < self._catch
-
-    def _present(self, tick: Tick) -> Tick:
-        """The tick among the peers that are there: their graph is that of a run of so many peers."""
-        present = self.loop.call(self.seats.present)
-        seats = tuple(sorted({*present, self.port.here}))
-        if len(seats) == self.plan.peers:
-            return tick
-        alive = torch.zeros(self.plan.peers, dtype=torch.bool)
-        alive[list(seats)] = True
-        return tick.replace(
-            active=tick.active & alive,
-            alive=alive if tick.alive is None else tick.alive & alive,
-            graph=self._among(seats, alive, tick),
+    def _save(self) -> None:
+        tree.save(
+            self.session.saved() | {"peer": {"seat": self.port.here}},
+            self.folder.checkpoint,
+            run=self.run_id,
         )
 
-    def _among(self, seats: tuple[int, ...], alive: Tensor, tick: Tick) -> Graph:
-        plan, n = self.plan, self.plan.peers
-        try:
-            small = plan.network.graph_at(len(seats), plan.seed, tick.index)
-        except BadInput:
-            # No such graph of so many peers (a hypercube of 7): the one of all, without those away.
-            return tick.graph.keep(alive[tick.graph.src] & alive[tick.graph.dst])
-        place = torch.tensor(seats)
-        own = torch.ones(n, dtype=torch.float64)
-        own[place] = small.self_weight
-        graph = Graph.of(n, place[small.src], place[small.dst], small.weight, own)
-        active = tick.active
-        return graph.keep(active[graph.src] & active[graph.dst])
-
-    # -- catching up -----------------------------------------------------------------------------------------
-
-    def _ask_where(self) -> int:
-        """How far the others are: the lower median of a few; -1 where none has begun."""
-
-        async def ask() -> int:
-            others = [p for s, p in self.seats.present().items() if p != self.identity.id]
-            calls = [self.node.call(p, "run/where", Where(), Here, deadline=3.0) for p in others[:5]]
-            told = await asyncio.gather(*calls, return_exceptions=True)
-            done = sorted(t.done for t in told if isinstance(t, Here) and t.done >= 0)
-            return done[(len(done) - 1) // 2] if done else -1
-
-        return self.loop.run(ask())
-
-    def _adopt(self) -> int:
-        """Take over the state of a peer that is ahead; returns the ticks it has done, or 0."""
-
-        async def fetch(peer: PeerId) -> bytes:
-            future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-            self._wanted[peer] = future
-            try:
-                await self.node.call(peer, "run/fetch", Fetch(), Coming, deadline=10.0)
-                async with asyncio.timeout(60):
-                    return await future
-            finally:
-                del self._wanted[peer]
-
-        for seat, peer in self.loop.call(self.seats.present).items():
-            if seat == self.port.here:
-                continue
-            try:
-                values = tree.loads(self.loop.run(fetch(peer)))
-                state = tree.load(self.session.state, values, "method")
-                _same_kind(self.session.state, state)
-            except (ShoalError, ValueError, TimeoutError):
-                continue  # the next one may do
-            self.session.state = state
-            return int(values.get("run.done", 0))
-        return 0
-
-    async def _on_where(self, peer: PeerId, _: Where) -> Here:
-        return Here(self.done)
-
-    async def _on_fetch(self, peer: PeerId, _: Fetch) -> Coming:
-        if self.done < 1 or self.seats.seat(peer) is None:
-            raise Refused("nothing to fetch", 0.0)
-        if not self._copy:
+    def _hand_out(self) -> None:
+        if self.copies.asked and self.session.done > 0:
             values = {"method": self.session.state, "run": {"done": self.session.done}}
-            self._copy = tree.dumps(values)
-        task = asyncio.create_task(self._hand_over(peer, self._copy, self.done))
-        task.add_done_callback(lambda t: t.exception())
-        return Coming(self.done)
+            self.loop.run(self.copies.hand_out(tree.dumps(values)))
 
-    async def _hand_over(self, peer: PeerId, state: bytes, done: int) -> None:
-        key = b"state" + done.to_bytes(4, "little") + os.urandom(4)
-        await send_blob(self.node, peer, key, [state], kind="state")
+    @property
+    def adopted(self) -> int:
+        """States taken over from others."""
+        return 0 if self.catching_up is None else self.catching_up.adopted
 
-    async def _on_state(self, peer: PeerId, key: bytes, data: memoryview) -> None:
-        future = self._wanted.get(peer)
-        if future is None or future.done():
-            raise Refused("not asked for")
-        future.set_result(bytes(data))
-
-    # -- what it says of itself ---------------------------------------------------------------------------------
+    # -- what it says of itself ------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """Everything that a person wants to know of a running peer, as plain data."""
-        base = {
-            "peer": self.identity.id, "name": self.name, "run": self.run_id, "state": self.state,
-            "pid": os.getpid(), "rounds": self.plan.rounds, "seats": self.plan.peers,
-            "tick": max(self.done, 0), "metrics": _plain(self.row),
-        }  # fmt: skip
-        return base | (self.loop.call(self._network_status) if hasattr(self, "seats") else {})
+        if self._connected:
+            self._last = self.loop.call(network_status, self)
+        return status_of(self) | self._last
 
-    def _network_status(self) -> dict[str, Any]:
-        connected, lag = self.node.connections(), {}
-        port = getattr(self, "port", None)
-        desk = getattr(port, "desk", None)
-        if desk is not None:
-            lag = desk.lag()
-        seats = {peer: seat for seat, peer in self.seats.table().items()}
-        members = []
-        for peer, member in self.membership.members().items():
-            link = connected.get(peer)
-            seat = seats.get(peer)
-            tick, missed, late = lag.get(seat, (-1, 0, 0)) if seat is not None else (-1, 0, 0)
-            members.append({
-                "peer": peer, "name": member.record.said.name, "seat": seat, "state": str(member.state),
-                "path": None if link is None else link.path,
-                "rtt_ms": None if link is None or link.rtt_s is None else round(1e3 * link.rtt_s, 2),
-                "address": None if link is None else link.remote,
-                "tick": tick, "missed": missed, "late": late,
-            })  # fmt: skip
-        session = getattr(self, "session", None)
-        return {
-            "seat": seats.get(self.identity.id),
-            "addresses": self.node.addresses(),
-            "members": members,
-            "refusals": {f"{p[:8]} {why}": n for (p, why), n in self.node.refusals.items()},
-            "bytes_sent": 0 if session is None else session.net.meter.total,
-            "transport_bytes": 0 if desk is None else desk.wire,
-        }
-
-    def _say(self) -> None:
+    def _say(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not at_once and now - self._said < SAY_S:
+            return
+        self._said = now
         told = self.status()
         self.folder.write("status", told)
         if self.tell is not None:
             self.tell(told)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if isinstance(v, int | float | str)}
-
-
-def _same_kind(own: Any, other: Any) -> None:
-    """Raises ValueError where a fetched state could not be this peer's own."""
-    theirs = tree.leaves(other)
-    for name, leaf in tree.leaves(own).items():
-        if isinstance(leaf, Tensor):
-            value = theirs[name]
-            if not isinstance(value, Tensor) or value.dtype != leaf.dtype or value.shape != leaf.shape:
-                raise ValueError(f"{name} is of another form")
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name} is not finite")

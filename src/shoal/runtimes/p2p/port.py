@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -62,6 +63,7 @@ class PeerPort:
         loop: where the desk lives.
         here: this peer's seat.
         n: seats of the run.
+        pace: seconds that a tick takes from its beginning to its first exchange, at least.
 
     Attributes:
         desk: of this peer; to be set before the first tick.
@@ -71,17 +73,21 @@ class PeerPort:
 
     trusted = False
 
-    def __init__(self, loop: Loop, here: int, n: int) -> None:
-        self.loop, self.here = loop, here
+    def __init__(self, loop: Loop, here: int, n: int, pace: float = 0.0) -> None:
+        self.loop, self.here, self.pace = loop, here, pace
+        self._begun = 0.0
         self.sizes: Sequence[int] = [1] * n
         self.tick, self.call = -1, 0
 
     def begin(self, tick: int) -> None:
         self.tick, self.call = tick, 0
+        self._begun = time.monotonic()
         self.loop.run(self.desk.begin(tick))
 
     def swap(self, out: Mapping[int, Sequence[Buffer]], want: Sequence[int]) -> Mapping[int, Buffer]:
         call, self.call = self.call, self.call + 1
+        if call == 0 and self.pace:
+            time.sleep(max(0.0, self._begun + self.pace - time.monotonic()))
         if not out and not want:
             return {}
         return self.loop.run(self.desk.swap(self.tick, call, out, want))

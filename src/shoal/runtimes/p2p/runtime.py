@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import multiprocessing
-import time
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
 
-from shoal.core import BadInput, Report, RunFailed, methods, tree
+from shoal.core import BadInput, Part, Report, methods, tree
 from shoal.runtimes.base import Plan, Progress, Runtime, runtimes
 from shoal.runtimes.collector import Collector
 
+from .crowd import Crowd
 from .frames import Refused
 from .identity import Identity
 from .node import Node
+from .nursery import Nursery
 from .port import Loop
 from .station import TransportName, parcel_limit, start_node
 from .transfer import Receiver
 from .transport.base import PeerId
-from .worker import Ready, Seat, Table, work
+from .worker import Job
 
 __all__ = ["PeerToPeer"]
 
@@ -61,6 +61,49 @@ class PeerToPeer(Runtime):
         checkpoint: Path | None = None,
         resume: bool = False,
     ) -> Report:
+        self._check(plan, checkpoint, resume)
+        with Nursery() as nursery:
+            return self.within(nursery, plan, progress=progress, checkpoint=checkpoint, resume=resume)
+
+    def within(
+        self,
+        nursery: Nursery,
+        plan: Plan,
+        *,
+        progress: Progress | None = None,
+        checkpoint: Path | None = None,
+        resume: bool = False,
+    ) -> Report:
+        """As :meth:`run`, with peers from a nursery that may serve several runs, one after the other."""
+        self._check(plan, checkpoint, resume)
+        collector = Collector(plan, [1] * plan.peers)
+        session = collector.session
+        if resume:
+            assert checkpoint is not None
+            session.restore(tree.read(checkpoint))
+        if not session.report.rows:
+            session.row(-1, 0.0)
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        loop, inbox = Loop(), _Inbox(plan, parcel_limit(session.state))
+        try:
+            nursery.load(self._job(plan, checkpoint, resume))
+            with Crowd(nursery, plan.peers, self.timeout) as crowd:
+                loop.run(inbox.start(self.transport))
+                inbox.meet(crowd)
+                self._follow(collector, inbox, crowd, progress, checkpoint)
+            session.report.final["transport_bytes"] = crowd.wire
+        except KeyboardInterrupt:
+            session.report.status = "stopped"
+            if inbox.last:
+                collector.measure(inbox.last)  # anew: it may have been in the middle of that
+        finally:
+            loop.close()
+        report = collector.close()
+        report.notes.append(f"{plan.peers} processes over {self.transport} on loopback.")
+        return report
+
+    def _check(self, plan: Plan, checkpoint: Path | None, resume: bool) -> None:
         if plan.peers > MOST:
             raise BadInput("peers", plan.peers, f"at most {MOST} processes; local or cluster hold more")
         if resume and checkpoint is None:
@@ -74,74 +117,75 @@ class PeerToPeer(Runtime):
             raise BadInput(
                 "network.attack", attack.slug, "sees others' messages: only where all peers are simulated"
             )
-        collector = Collector(plan, [1] * plan.peers)
-        session = collector.session
-        if resume:
-            assert checkpoint is not None
-            session.restore(tree.read(checkpoint))
-        if not session.report.rows:
-            session.row(-1, 0.0)
-        if checkpoint is not None:
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        loop = Loop()
-        crowd = _Crowd(self, plan, str(checkpoint) if resume else "")
-        try:
-            inbox = _Inbox(loop, plan, parcel_limit(session.state))
-            loop.run(inbox.start(self.transport))
-            crowd.gather(inbox)
-            self._follow(plan, collector, inbox, crowd, progress, checkpoint)
-        finally:
-            crowd.close()
-            loop.close()
-        report = collector.close()
-        report.final["transport_bytes"] = crowd.wire
-        report.notes.append(f"{plan.peers} processes over {self.transport} on loopback.")
-        return report
+
+    def _job(self, plan: Plan, checkpoint: Path | None, resume: bool) -> Job:
+        """The run in words; other processes cannot be handed objects.
+
+        Raises:
+            BadInput: it holds an object that no name leads to.
+        """
+        spec = plan.spec()
+        _named(spec, "")
+        kind = type(plan.method)
+        known = methods.classes().get(plan.method.slug) is kind
+        return Job(
+            plan=spec,
+            method="" if known else f"{inspect.getfile(kind)}:{kind.__qualname__}",
+            modules=sorted({m for m in _modules(plan) if known or m != kind.__module__}),
+            transport=self.transport,
+            timeout=self.timeout,
+            every=self.checkpoint_every if checkpoint is not None else 0,
+            resume=str(checkpoint) if resume else "",
+        )
 
     def _follow(
         self,
-        plan: Plan,
         collector: Collector,
         inbox: _Inbox,
-        crowd: _Crowd,
+        crowd: Crowd,
         progress: Progress | None,
         checkpoint: Path | None,
     ) -> None:
-        every = self.checkpoint_every if checkpoint is not None else 0
+        plan, every = inbox.plan, self.checkpoint_every if checkpoint is not None else 0
         for done in range(collector.session.done + 1, plan.rounds + 1):
             measured = done == plan.rounds or done % plan.every == 0
             kept = bool(every) and (done % every == 0 or done == plan.rounds)
             if not measured and not kept:
                 continue
-            try:
-                parts = inbox.wait(done, crowd)
-            except KeyboardInterrupt:
-                collector.session.report.status = "stopped"
-                return
-            values = collector.join(parts)
+            values = collector.join(inbox.wait(done, crowd))
+            inbox.last = {**values, "run.rows": list(values["run.rows"])}
             row = collector.measure(values) if measured else None
-            values["run.rows"] = list(collector.session.report.rows)
             if kept:
                 assert checkpoint is not None
                 tree.save(values, checkpoint)
             if progress is not None:
-                bytes_sent = int(values["net.meter/totals"][0])
-                progress(done, plan.rounds, row, bytes_sent)
+                progress(done, plan.rounds, row, int(values["net.meter/totals"][0]))
         crowd.finish()
 
 
 class _Inbox:
     """What the collector has been sent."""
 
-    def __init__(self, loop: Loop, plan: Plan, limit: int) -> None:
-        self.loop, self.plan, self.limit = loop, plan, limit
+    def __init__(self, plan: Plan, limit: int) -> None:
+        self.plan, self.limit = plan, limit
         self.parts: dict[int, dict[int, dict[str, Any]]] = {}
+        self.last: dict[str, Any] = {}
         self.seats: dict[PeerId, int] = {}
+        self.came = threading.Event()
         self.node: Node
 
     async def start(self, transport: TransportName) -> None:
         self.node = await start_node(Identity.create(), transport)
         Receiver(self.node, lambda peer, *_: peer in self.seats, 4 * self.limit, self._done, kind="part")
+
+    def meet(self, crowd: Crowd) -> None:
+        """Learn where everyone is, tell everyone, and let them begin."""
+        ready = crowd.gather()
+        self.seats = {r.peer: i for i, r in enumerate(ready)}
+        crowd.begin(
+            [*(r.peer for r in ready), self.node.id],
+            [*(r.addresses for r in ready), self.node.addresses()],
+        )
 
     async def _done(self, peer: PeerId, key: bytes, data: memoryview) -> None:
         tick = int.from_bytes(key[4:], "little")
@@ -152,113 +196,35 @@ class _Inbox:
         except ValueError:
             raise Refused("no state") from None
         self.parts.setdefault(tick, {})[self.seats[peer]] = values
+        self.came.set()
 
-    def wait(self, done: int, crowd: _Crowd) -> list[dict[str, Any]]:
+    def wait(self, done: int, crowd: Crowd) -> list[dict[str, Any]]:
         """Everyone's part after ``done`` ticks, by seat."""
         while len(self.parts.get(done, {})) < self.plan.peers:
             crowd.check()
-            time.sleep(0.01)
+            self.came.wait(0.05)
+            self.came.clear()
         held = self.parts.pop(done)
         return [held[i] for i in range(self.plan.peers)]
 
 
-class _Crowd:
-    """The peers' processes."""
+def _named(value: Any, path: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _named(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for inner in value:
+            _named(inner, path)
+    elif isinstance(value, str) and value.startswith("<") and value.endswith(">"):
+        raise BadInput(path, value, "a name or file.py:Name; other processes cannot be handed an object")
 
-    def __init__(self, where: PeerToPeer, plan: Plan, resume: str) -> None:
-        # Forked from a process that has loaded everything and runs nothing: torch is loaded once.
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            [
-                "shoal.runtimes.p2p.worker",
-                "shoal.runtimes.p2p.runtime",
-                "shoal.runtimes.p2p.preload",
-            ]
-        )
-        self.plan, self.where = plan, where
-        self.processes: list[BaseProcess] = []
-        self.pipes: list[Connection] = []
-        self.wire = 0
-        kind = type(plan.method)
-        known = methods.classes().get(plan.method.slug) is kind
-        method = "" if known else f"{inspect.getfile(kind)}:{kind.__qualname__}"
-        for here in range(plan.peers):
-            mine, theirs = self.context.Pipe()
-            seat = Seat(
-                plan.spec(), method, here, where.transport, where.timeout, where.checkpoint_every, resume
-            )
-            process = self.context.Process(target=work, args=(seat, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self.processes.append(process)
-            self.pipes.append(mine)
 
-    def gather(self, inbox: _Inbox) -> None:
-        """Learn where everyone is, tell everyone, and let them begin."""
-        ready = [self._receive(i) for i in range(len(self.pipes))]
-        assert all(isinstance(r, Ready) for r in ready)
-        inbox.seats = {r.peer: i for i, r in enumerate(ready)}
-        peers = [*(r.peer for r in ready), inbox.node.id]
-        addresses = [*(r.addresses for r in ready), inbox.node.addresses()]
-        for pipe in self.pipes:
-            pipe.send(Table(peers, addresses))
-        for i in range(len(self.pipes)):
-            self._receive(i)
-        for pipe in self.pipes:
-            pipe.send("begin")
-
-    def check(self) -> None:
-        """See that all are still there.
-
-        Raises:
-            RunFailed, BadInput: one of them is not: what it said.
-        """
-        for i, (pipe, process) in enumerate(zip(self.pipes, self.processes, strict=True)):
-            if pipe.poll():
-                said = self._receive(i)
-                if isinstance(said, int):
-                    self.wire += said
-                    continue
-            elif not process.is_alive():
-                raise RunFailed(f"the process of peer {i} ended (exit status {process.exitcode})")
-
-    def finish(self) -> None:
-        """Everyone is through."""
-        while self.wire_told < len(self.pipes):
-            self.check()
-            time.sleep(0.005)
-        for pipe in self.pipes:
-            pipe.send("bye")
-        for process in self.processes:
-            process.join(10)
-
-    wire_told = 0
-
-    def _receive(self, i: int) -> Any:
-        deadline = time.monotonic() + self.where.timeout
-        while not self.pipes[i].poll(0.2):
-            if not self.processes[i].is_alive():
-                raise RunFailed(f"the process of peer {i} ended (exit status {self.processes[i].exitcode})")
-            if time.monotonic() > deadline:
-                raise RunFailed(f"the process of peer {i} did not start within {self.where.timeout:g} s")
-        try:
-            said = self.pipes[i].recv()
-        except EOFError:
-            raise RunFailed(f"the process of peer {i} ended") from None
-        if isinstance(said, str) and said != "at the desk":
-            raise RunFailed(f"peer {i}: {said}")
-        if isinstance(said, int):
-            self.wire_told += 1
-        return said
-
-    def close(self) -> None:
-        """End what is left."""
-        for process in self.processes:
-            if process.is_alive():
-                process.terminate()
-        for process in self.processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-        for pipe in self.pipes:
-            pipe.close()
+def _modules(part: Part) -> Iterator[str]:
+    """Where the classes of a part, and of the parts in it, are defined."""
+    if part.slug:
+        yield type(part).__module__
+    for field in fields(part):  # type: ignore[arg-type]
+        value = getattr(part, field.name)
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Part):
+                yield from _modules(inner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor
@@ -83,11 +84,13 @@ async def start_climbing(
     *,
     allow: set[PeerId] | None = None,
     grants: Grants | None = None,
+    prepare: Callable[[Node], None] | None = None,
 ) -> tuple[Node, Ladder]:
     """A node that also gets through NATs: directly, from both sides at once, or through a relay.
 
     Args:
         grants: what it passes on for others; None: nothing.
+        prepare: given the node before anybody can call it, to serve what they may call for.
 
     Raises:
         BadInput, MissingExtra: as :func:`listening`.
@@ -95,6 +98,8 @@ async def start_climbing(
     relay = Relay(identity, grants)
     node = Node(identity, [await listening(identity, transport, host, port), relay], allow=allow)
     ladder = Ladder(node, relay)
+    if prepare is not None:
+        prepare(node)
     await node.start()
     await ladder.start()
     return node, ladder

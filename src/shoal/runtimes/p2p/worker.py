@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import queue
+import threading
+import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
+import msgspec
 
-from shoal.core import ShoalError, tree
+from shoal.core import RunFailed, ShoalError, tree
 from shoal.core.load import load_object
 from shoal.runtimes.base import Plan
 from shoal.runtimes.session import Session
@@ -24,46 +25,93 @@ from .station import TransportName, parcel_limit, run_digest, start_node
 from .transfer import send_blob
 from .transport.base import PeerId
 
-__all__ = ["Ready", "Seat", "Table", "part_key", "work"]
+__all__ = [
+    "Begin",
+    "Bye",
+    "Failed",
+    "Job",
+    "Ready",
+    "Said",
+    "Seated",
+    "Table",
+    "Through",
+    "part_key",
+    "work",
+]
 
 
-@dataclass(frozen=True)
-class Seat:
-    """What a worker is told when it starts.
+class Job(msgspec.Struct, frozen=True):
+    """A run, as its peers' processes are told of it.
 
     Args:
-        plan: the run as plain data.
+        plan: as plain data.
         method: where the method's class is, ``file.py:Name``, if it is no registered one.
-        here: its seat.
-        transport: how it connects.
-        timeout: seconds that it waits for another peer.
-        every: ticks between the parts that it sends the collector, besides the measured ones (0: none).
+        modules: that define the plan's parts.
+        transport: how the peers connect.
+        timeout: seconds that a peer waits for another.
+        every: ticks between the parts that a peer sends the collector, besides the measured ones (0: none).
         resume: checkpoint to go on from, or "".
     """
 
-    plan: Mapping[str, Any]
+    plan: dict[str, Any]
     method: str
-    here: int
+    modules: list[str]
     transport: TransportName
     timeout: float
     every: int
-    resume: str = ""
+    resume: str
+
+    def open(self) -> Plan:
+        """The plan that this describes."""
+        values = dict(self.plan)
+        if not self.method:
+            return Plan(**values)
+        fields = {k: v for k, v in values.pop("method").items() if k != "name"}
+        kind = load_object(self.method, "method")
+        kind.slug = kind.slug or kind.__name__.lower()
+        return Plan(method=kind(**fields), **values)
 
 
-@dataclass(frozen=True)
-class Ready:
-    """What it answers when it listens."""
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """A peer listens."""
 
     peer: PeerId
     addresses: list[str]
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(msgspec.Struct, frozen=True, tag=True):
     """Who holds which seat, and where; the collector's entry is the last."""
 
     peers: list[PeerId]
     addresses: list[list[str]]
+
+
+class Seated(msgspec.Struct, frozen=True, tag=True):
+    """A peer can receive."""
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """Everybody can."""
+
+
+class Through(msgspec.Struct, frozen=True, tag=True):
+    """A peer has done all ticks, and has written so many bytes of parcels."""
+
+    wire: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A peer gives up."""
+
+    why: str
+
+
+class Bye(msgspec.Struct, frozen=True, tag=True):
+    """Everybody is through."""
+
+
+Said = Ready | Seated | Through | Failed
+Told = Table | Begin | Bye
 
 
 def part_key(tick: int) -> bytes:
@@ -71,43 +119,56 @@ def part_key(tick: int) -> bytes:
     return b"part" + tick.to_bytes(8, "little")
 
 
-def plan_from(seat: Seat) -> Plan:
-    """The plan that the parent described."""
-    values = dict(seat.plan)
-    if seat.method:
-        fields = {k: v for k, v in values.pop("method").items() if k != "name"}
-        kind = load_object(seat.method, "method")
-        kind.slug = kind.slug or kind.__name__.lower()
-        return Plan(method=kind(**fields), **values)
-    return Plan(**values)
+class _Parent:
+    """The process that wants this run. When it goes, so does this one, whatever it is at."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="shoal parent", daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._told.put(msgspec.msgpack.decode(self.pipe.recv_bytes(), type=Told))
+        except (EOFError, OSError):
+            os._exit(1)
+
+    def tell(self, said: Said) -> None:
+        self.pipe.send_bytes(msgspec.msgpack.encode(said))
+
+    def hear(self) -> Any:
+        return self._told.get()
 
 
-def work(seat: Seat, pipe: Connection) -> None:
-    """Run one seat to the end. ``pipe`` leads to the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    torch.set_num_threads(1)
-    loop = Loop()
+def work(job: Job, plan: Plan, here: int, pipe: Connection) -> int:
+    """Run one seat to the end; returns the exit status. ``pipe`` leads to the process that wants it."""
+    parent, loop = _Parent(pipe), Loop()
     try:
-        _work(seat, pipe, loop)
+        _work(job, plan, here, parent, loop)
     except ShoalError as error:
-        pipe.send(str(error))
-    except (EOFError, BrokenPipeError):
-        return  # the parent is gone
+        parent.tell(Failed(str(error)))
+        return 1
+    except Exception as error:  # whatever the user's code raises ends the run with one line
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"line {last.lineno} of {Path(last.filename).name}"
+        parent.tell(Failed(" ".join(f"{type(error).__name__}: {error} ({where})".split())))
+        return 1
     finally:
         loop.close()
+    return 0
 
 
-def _work(seat: Seat, pipe: Connection, loop: Loop) -> None:
-    plan = plan_from(seat)
+def _work(job: Job, plan: Plan, here: int, parent: _Parent, loop: Loop) -> None:
     identity = Identity.create()
-    limits = Limits(first_s=min(30.0, seat.timeout), ceiling_s=max(60.0, seat.timeout))
-    node = loop.run(start_node(identity, seat.transport, limits=limits))
-    port = PeerPort(loop, seat.here, plan.peers)
+    limits = Limits(first_s=min(30.0, job.timeout), ceiling_s=max(60.0, job.timeout))
+    node = loop.run(start_node(identity, job.transport, limits=limits))
+    port = PeerPort(loop, here, plan.peers)
     session = Session.open(plan, port)
-    if seat.resume:
-        session.restore(tree.read(Path(seat.resume)))
-    pipe.send(Ready(identity.id, node.addresses()))
-    table: Table = pipe.recv()
+    if job.resume:
+        session.restore(tree.read(Path(job.resume)))
+    parent.tell(Ready(identity.id, node.addresses()))
+    table: Table = parent.hear()
     *peers, collector = table.peers
     seats = {peer: i for i, peer in enumerate(peers)}
     for peer, addresses in zip(table.peers, table.addresses, strict=True):
@@ -117,23 +178,25 @@ def _work(seat: Seat, pipe: Connection, loop: Loop) -> None:
         return Desk(
             node,
             bytes.fromhex(run_digest(plan)),
-            seat.here,
+            here,
             parcel_limit(session.state),
-            Patience(strict=True, most_s=seat.timeout),
+            Patience(strict=True, most_s=job.timeout),
             holder=lambda other: peers[other],
             seat=seats.get,
             gone=lambda other: False,
         )
 
     port.desk = loop.call(desk)
-    pipe.send("at the desk")  # nobody begins before all can receive
-    pipe.recv()
+    parent.tell(Seated())  # nobody begins before all can receive
+    parent.hear()
     for tick in session.ticks():
-        if session.due(tick) or (seat.every and session.done % seat.every == 0):
+        if session.due(tick) or (job.every and session.done % job.every == 0):
             part = tree.dumps(session.saved())
             loop.run(send_blob(node, collector, part_key(session.done), [part], kind="part"))
-    loop.run(port.desk.flush(seat.timeout))
-    pipe.send(port.desk.wire)
-    pipe.recv()  # the others may still need what is on its way
+    loop.run(port.desk.flush(job.timeout))
+    if port.missed():
+        raise RunFailed("a parcel could not be delivered")
+    parent.tell(Through(port.desk.wire))
+    parent.hear()  # the others may still need what is on its way
     loop.run(port.desk.close())
     loop.run(node.stop())

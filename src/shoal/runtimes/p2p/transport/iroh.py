@@ -161,6 +161,10 @@ class IrohConnection(Connection):
     def path(self) -> Path:
         return self._path
 
+    @path.setter
+    def path(self, path: Path) -> None:
+        self._path = path
+
     @property
     def remote(self) -> Address:
         """The far end of the path in use, which may change while the connection lives."""
@@ -190,6 +194,7 @@ class IrohConnection(Connection):
         task: asyncio.Task[T] = asyncio.ensure_future(_broken(call))
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        task.add_done_callback(lambda _: call.close())  # where it was cancelled before it began
         return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
@@ -205,7 +210,6 @@ class Iroh(Transport):
         refused: strangers turned away because too many were shaking hands already.
         punching: peers that this end and the peer dial at the same time, through both NATs;
             connections with them are reported as ``"punched"``.
-        external: addresses at which others see this end, published before its own.
         external: addresses at which others see this end, published before its own.
     """
 
@@ -267,6 +271,13 @@ class Iroh(Transport):
     def bound(self) -> list[Address]:
         """This machine's own addresses at which the sockets listen, as they are now."""
         return [SCHEME + address for address in self._endpoint.addr().direct_addresses()]
+
+    def plain(self, peer: PeerId) -> None:
+        """What was expected to be ``"punched"`` is not: one end is in the open."""
+        self.punching.discard(peer)
+        for connection in self._connections:
+            if connection.peer == peer:
+                connection.path = "direct"
 
     async def dial(self, peer: PeerId, addresses: Sequence[Address]) -> Connection:
         iroh = need("iroh", "p2p")
