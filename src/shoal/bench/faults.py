@@ -138,7 +138,7 @@ def fault_plan(rounds: int, seed: int = 0) -> Plan:
 
 def faults(
     *,
-    rounds: int = 180,
+    rounds: int = 150,
     pace: float = 0.3,
     seed: int = 0,
     transports: Iterable[str] = ("iroh", "tcp"),

@@ -170,11 +170,15 @@ class Desk:
             signature = await self.witness.sign(tick, call, parcels.values())
         for seat, data in parcels.items():
             self._send(seat, (*key, min(self._reached, tick), signature), data)
-        box, until = self._box.setdefault(key, {}), self._until(want, began)
+        box = self._box.setdefault(key, {})
+        trusted, anyone = self._until(want, began)
         while True:
             now = time.monotonic()
             missing = [s for s in want if s not in box]
-            waited = [s for s in missing if now < until[s] and (strict or self._due(s, tick))]
+            due = missing if strict else [s for s in missing if self._due(s, tick)]
+            # Whoever is ahead of most of its neighbours waits for one half of them.
+            until = anyone if 2 * len(due) > len(want) else trusted
+            waited = [s for s in due if now < until[s]]
             if not waited or self._hurried:
                 break
             self._wake.clear()
@@ -298,13 +302,14 @@ class Desk:
         """Whether anything may still come: parcels of one peer arrive in order."""
         return not self.gone(seat) and self._of(seat).tick <= tick
 
-    def _until(self, want: Sequence[int], now: float) -> dict[int, float]:
-        """How long each of these seats is waited for."""
+    def _until(self, want: Sequence[int], now: float) -> tuple[dict[int, float], dict[int, float]]:
+        """How long each of these seats is waited for; and how long, as long as most of them are missing."""
         patience = self.patience
         debtors = {s: self._of(s) for s in want}
         usual = [d.usual for d in debtors.values() if d.usual is not None]
         if patience.strict or not (usual or self._expected):  # the run begins: nobody knows anything yet
-            return dict.fromkeys(want, now + patience.most_s)
+            most = dict.fromkeys(want, now + patience.most_s)
+            return most, most
         # The median of the neighbours: one that dawdles does not teach the others to wait for it.
         learned = patience.factor * max(statistics.median_low(usual) if usual else 0.0, self._work or 0.0)
         long = min(max(learned, patience.least_s), patience.most_s)
@@ -315,7 +320,8 @@ class Desk:
                 return long
             return min(long, usually if debtor.on_trial else GRACE * usually)
 
-        return {seat: now + wait(debtor) for seat, debtor in debtors.items()}
+        each = {seat: now + wait(debtor) for seat, debtor in debtors.items()}
+        return each, dict.fromkeys(want, now + long)
 
     def _send(self, seat: int, key: _Name, data: bytearray) -> None:
         queue = self._queues.setdefault(seat, deque())
