@@ -37,6 +37,7 @@ from shoal.runtimes.p2p.transport.mux import MuxConnection
 from shoal.runtimes.p2p.transport.outbox import HEAD
 from shoal.runtimes.p2p.transport.tcp import Tcp
 
+from .machine import machine
 from .mutate import mutate
 
 __all__ = ["fuzz_node"]
@@ -57,6 +58,11 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str
     value: bytes
     signature: bytes
+
+
+FRAMES = 100_000
+GROWTH = 0.10
+"""Of resident memory, as a fraction."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -380,3 +386,22 @@ async def _memory(*nodes: Node) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) << 10
     raise RunFailed("/proc/self/status has no VmRSS")
+
+
+def suite(threads: int, console: Any) -> dict[str, Any]:
+    """100,000 mutated frames against a live peer: no failure, no growth, no change of state."""
+    from .live_peer import live_peer
+
+    found: dict[str, Any] = {
+        "target": "node, membership and desk of a live peer",
+        "seed": 0,
+        "machine": machine(),
+    }
+    found |= fuzz_node(FRAMES, 0, install=live_peer)
+    holds = found["frames"] >= FRAMES and found["growth"] <= GROWTH
+    holds = holds and bool(found["unchanged"]) and not found["errors"]
+    if console is not None:
+        for name in ("frames", "growth", "unchanged", "errors", "honest_calls", "wall_s"):
+            console.print(f"{name}: {found[name]}", highlight=False)
+        console.print("holds" if holds else "DOES NOT HOLD")
+    return found | {"holds": holds}

@@ -11,7 +11,18 @@ from msgspec import Meta
 
 from shoal.core import need
 
-__all__ = ["PIECE", "SECRET", "SMALL", "Answer", "Claim", "Offer", "Tagger", "Verdict", "Whole"]
+__all__ = [
+    "NO_SECRET",
+    "PIECE",
+    "SECRET",
+    "SMALL",
+    "Answer",
+    "Claim",
+    "Offer",
+    "Tagger",
+    "Verdict",
+    "Whole",
+]
 
 SMALL = 1 << 16  # bytes that go in one call
 PIECE = 1 << 18  # bytes written or read at a time
@@ -56,22 +67,36 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Of the receiver. ``offset``: bytes that it holds. ``secret``: under which the tag is made."""
+    """Of the receiver. ``offset``: bytes that it holds. ``secret``: under which the tag is made; all
+    zeros: it wants none."""
 
     answer: Answer
     offset: Size = 0
     secret: Secret = bytes(SECRET)
 
 
+NO_SECRET = bytes(SECRET)
+"""Says that the receiver asks for no tag."""
+
+
 class Tagger:
-    """AES-128-GMAC of what it is fed. The secret is used for one blob only, so the nonce may be fixed."""
+    """AES-128-GMAC of what it is fed. The secret is used for one blob only, so the nonce may be fixed.
+
+    Without a secret nothing is computed, and the tag is all zeros.
+    """
 
     def __init__(self, secret: bytes) -> None:
+        if secret == NO_SECRET:
+            self.feed: Callable[[Any], None] = lambda data: None
+            self._gcm: Any = None
+            return
         ciphers = need("cryptography.hazmat.primitives.ciphers", "p2p")
         mode = ciphers.modes.GCM(bytes(12))
-        self._gcm: Any = ciphers.Cipher(ciphers.algorithms.AES(secret), mode).encryptor()
-        self.feed: Callable[[Any], None] = self._gcm.authenticate_additional_data
+        self._gcm = ciphers.Cipher(ciphers.algorithms.AES(secret), mode).encryptor()
+        self.feed = self._gcm.authenticate_additional_data
 
     def tag(self) -> bytes:
+        if self._gcm is None:
+            return bytes(TAG)
         self._gcm.finalize()
         return self._gcm.tag

@@ -55,7 +55,7 @@ class CatchingUp:
     def enter(self) -> None:
         """Learn how far the run is."""
         for seat, done in self.loop.run(self.copies.where(self._others())).items():
-            self.loop.call(self.desk.heard, seat, done - 1)
+            self.loop.call(self.desk.tempo.heard, seat, done - 1)
 
     def absent(self, index: int) -> bool:
         """Whether the others are past this tick already."""
@@ -66,13 +66,13 @@ class CatchingUp:
         if self._over():
             self._until = self.rounds if self._take_end() else index
             return index < self._until
-        ahead, target = self.loop.call(self.desk.target, index, list(self._others()))
+        ahead, target = self.loop.call(self.desk.tempo.target, index, list(self._others()))
         if target > index:
             if ahead - index > max(self.options.behind, ahead // 4):
-                target = max(target, self._take() - 1 + self.loop.call(self.desk.lead))
+                target = max(target, self._take() - 1 + self.loop.call(self.desk.tempo.lead))
             # The last tick is not left out as long as the others are not through with it.
             self._until = min(target, self.rounds - 1)
-            self.loop.call(self.desk.set_out, ahead, self._until)
+            self.loop.call(self.desk.tempo.set_out, ahead, self._until)
         return index < self._until
 
     # -- inside --------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import torch
@@ -24,6 +26,8 @@ from .transfer import Receiver, send_blob
 from .transport.base import PeerId
 
 __all__ = ["Copies"]
+
+T = TypeVar("T")
 
 ASKED = 5  # peers asked how far they are
 COMPARED = 3  # states fetched
@@ -111,14 +115,14 @@ class Copies:
         """Ticks that the holders of some of these seats have done, those that have begun and answer."""
         some = list(seats.items())[:ASKED]
         calls = [self.node.call(p, "run/where", Where(), Here, deadline=CALL_S) for _, p in some]
-        told = await asyncio.gather(*calls, return_exceptions=True)
+        told = await _most(calls)
         pairs = zip(some, told, strict=True)
         return {seat: t.done for (seat, _), t in pairs if isinstance(t, Here) and t.done >= 0}
 
     async def fetch(self, peers: Iterable[PeerId], like: Any) -> tuple[Any, int] | None:
         """A state of the form of ``like`` and the ticks that it has done; None: nobody gave one."""
         some = list(peers)[:COMPARED]
-        told = await asyncio.gather(*(self._fetch(p) for p in some), return_exceptions=True)
+        told = await _most([self._fetch(p) for p in some])
         found = []
         for data in told:
             if isinstance(data, bytes):
@@ -143,6 +147,27 @@ class Copies:
         if future is None or future.done():
             raise Refused("not asked for", 0.0)
         future.set_result(bytes(data))
+
+
+async def _most(work: Sequence[Coroutine[Any, Any, T]]) -> list[T | BaseException | None]:
+    """What came of each. Once most are through, the others get as much time again: one that is slow
+    holds nobody up."""
+    tasks = [asyncio.create_task(each) for each in work]
+    if not tasks:
+        return []
+    began = time.monotonic()
+    try:
+        for count, each in enumerate(asyncio.as_completed(tasks), 1):
+            with suppress(ShoalError, TimeoutError):
+                await each
+            if 2 * count > len(tasks):
+                break
+        await asyncio.wait(tasks, timeout=time.monotonic() - began)
+        return [(t.exception() or t.result()) if t.done() else None for t in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _read(data: bytes, like: Any) -> tuple[Any, int]:

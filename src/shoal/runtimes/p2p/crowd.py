@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import time
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import TypeVar
 

@@ -32,9 +32,10 @@ from shoal.runtimes.session import Session
 from .identity import Identity
 from .worker import Job, work
 
-__all__ = ["Nursery"]
+__all__ = ["ENVIRONMENT", "Nursery"]
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Of a process that is one peer: one thread, which also makes a copy of it sound."""
 
 
 class _Load(msgspec.Struct, frozen=True, tag=True):
@@ -80,7 +81,7 @@ class Nursery:
             [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, **dict.fromkeys(_THREADS, "1")},
+            env={**os.environ, "PYTHONPATH": path, **ENVIRONMENT},
             start_new_session=True,  # what Ctrl-C means is for the parent to say
         )
         theirs.close()

@@ -86,12 +86,13 @@ class Peer:
             over = False
             while not over and not self.stopping:
                 self._sit()
-                over = self.stopping or self._train()
-            self.state = "stopped" if self.stopping else "done"
-            self._say(at_once=True)
+                over = not self.stopping and self._train()
             if not self.stopping:
-                self._linger()
+                self.state = "through, staying for others"
                 self._say(at_once=True)
+                self._linger()
+            self.state = "done" if over else "stopped"
+            self._say(at_once=True)
         except BaseException:
             self.state = "failed"
             self._say(at_once=True)
@@ -267,11 +268,9 @@ class Peer:
                 self._save()
             self._hand_out()
             self._say()
-            if self.stopping:
-                return True
-            if self.loop.call(self.seats.seat, self.identity.id) != here:
+            if self.stopping or self.loop.call(self.seats.seat, self.identity.id) != here:
                 self._save()
-                return False  # somebody else holds this seat now
+                return False  # the end, or somebody else holds this seat now
         if not self.row or self.row["tick"] != session.done:  # it came late to the end
             self._measure(None)
         self._save()

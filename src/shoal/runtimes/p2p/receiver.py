@@ -14,7 +14,7 @@ import numpy as np
 
 from shoal.core import BadInput
 
-from .blob import PIECE, SECRET, SMALL, Answer, Claim, Offer, Tagger, Verdict, Whole
+from .blob import NO_SECRET, PIECE, SECRET, SMALL, Answer, Claim, Offer, Tagger, Verdict, Whole
 from .channel import Channel
 from .frames import Refused
 from .node import Node
@@ -30,7 +30,7 @@ IDLE = 120.0  # seconds after which an unfinished blob that nobody sends on may 
 class _Partial:
     """A blob on its way in."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, secret: bytes) -> None:
         self.size, self.offset = size, 0
         # Unlike a bytearray this is not filled with zeros: what is only announced takes no memory.
         self.view = np.empty(size, np.uint8).data
@@ -38,8 +38,8 @@ class _Partial:
         self.channel: Channel | None = None
         self.left = asyncio.Event()  # the stream that filled it has gone
         self.tag = b""
-        self.secret = secrets.token_bytes(SECRET)
-        self.tagger = Tagger(self.secret)
+        self.secret = secret
+        self.tagger = Tagger(secret)
 
     def take(self, data: bytes) -> None:
         """The next bytes."""
@@ -67,6 +67,9 @@ class Receiver:
         kind: names the service, where there are several.
         budget: bytes of unfinished blobs of one peer (default: two of the largest).
         equivocation: told of (peer, key) when other content is sent under a key that came before.
+        tagged: without it no blob is tagged, which saves a third of the work: for content of which it
+            does not matter that its sender could have put it together from several, since each key is
+            listened to only once.
     """
 
     def __init__(
@@ -79,12 +82,13 @@ class Receiver:
         kind: str = "blob",
         budget: int | None = None,
         equivocation: Callable[[PeerId, bytes], None] | None = None,
+        tagged: bool = True,
     ) -> None:
         if limit < 1 or (budget is not None and budget < limit):
             raise BadInput("limit", limit, "at least 1 byte, and at most the budget")
         self._node, self._accept, self._limit, self._done = node, accept, limit, done
         self._budget = 2 * limit if budget is None else budget
-        self._equivocation = equivocation
+        self._equivocation, self._tagged = equivocation, tagged
         self._partial: dict[tuple[PeerId, bytes], _Partial] = {}
         self._held: dict[PeerId, int] = {}
         self._delivering: set[tuple[PeerId, bytes]] = set()
@@ -103,7 +107,7 @@ class Receiver:
 
     async def _on_whole(self, peer: PeerId, blob: Whole) -> Verdict:
         known = self._known(peer, blob.key)
-        secret = known.secret if known else secrets.token_bytes(SECRET)
+        secret = known.secret if known else self._secret()
         tagger = Tagger(secret)
         tagger.feed(blob.data)
         tag = tagger.tag()
@@ -154,7 +158,7 @@ class Receiver:
         if partial is None:
             if not self._make_room(peer, offer.size):
                 return Answer.WAIT
-            partial = self._partial[peer, offer.key] = _Partial(offer.size)
+            partial = self._partial[peer, offer.key] = _Partial(offer.size, self._secret())
             self._held[peer] = self._held.get(peer, 0) + offer.size
         partial.channel = channel
         partial.left.clear()
@@ -192,6 +196,9 @@ class Receiver:
         finally:
             partial.channel, partial.seen = None, time.monotonic()
             partial.left.set()
+
+    def _secret(self) -> bytes:
+        return secrets.token_bytes(SECRET) if self._tagged else NO_SECRET
 
     # -- what is remembered ---------------------------------------------------------------------------
 

@@ -95,4 +95,4 @@ class StateFolder:
             return None
         except PermissionError:
             return pid
-        return pid if self.read("status").get("state") not in {"done", "stopped"} else None
+        return pid if self.read("status").get("state") not in {"done", "stopped", "failed"} else None

@@ -27,7 +27,7 @@ def status_of(peer: Peer) -> dict[str, Any]:
 
 def network_status(peer: Peer) -> dict[str, Any]:
     """The rest, of a peer that is connected; to be called in its event loop."""
-    connected, lag = peer.node.connections(), peer.desk.lag()
+    connected, lag = peer.node.connections(), peer.desk.tempo.lag()
     stages = peer.seats.stages()
     seats = {who: seat for seat, who in peer.seats.table().items()}
     members, witness = [], peer.desk.witness

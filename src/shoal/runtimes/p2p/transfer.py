@@ -10,7 +10,7 @@ The tag is AES-GMAC (NIST SP 800-38D) under a secret that the receiver draws for
 has authenticated every byte; what the tag finds is a blob put together from unlike attempts, and a
 second content under an old key. For that, a keyed tag is as good as a collision-free hash, since nobody
 chooses the content after the secret and gains by it, at a tenth of SHA-256's time. It is not a name for
-the content: to compare what several peers received, hash it.
+the content: to compare what several peers received, hash it. A receiver that has no use for it says so.
 
 The sender's buffers are written as they are; the receiver fills one buffer of the offered size.
 """

@@ -18,6 +18,7 @@ from shoal.runtimes.base import Plan
 from shoal.runtimes.session import Session
 
 from .desk import Desk, Patience
+from .heap import keep_heap
 from .identity import Identity
 from .limits import Limits
 from .port import Loop, PeerPort
@@ -143,6 +144,7 @@ class _Parent:
 
 def work(job: Job, plan: Plan, here: int, pipe: Connection) -> int:
     """Run one seat to the end; returns the exit status. ``pipe`` leads to the process that wants it."""
+    keep_heap()
     parent, loop = _Parent(pipe), Loop()
     try:
         _work(job, plan, here, parent, loop)
