@@ -254,8 +254,13 @@ class Receiver:
         """Whether another ``size`` bytes of the peer may be begun: what nobody sends on gives way."""
         now = time.monotonic()
         idle = sorted((p.seen, whose) for whose, p in self._partial.items() if p.channel is None)
+        spare = sum(self._partial[whose].size for _, whose in idle)
         for seen, (owner, key) in idle:
-            short = owner == peer and self._held.get(peer, 0) + size > self._budget
+            # All together they may take what one peer may: who left in the middle is one of many.
+            short = spare > self._budget or (
+                owner == peer and self._held.get(peer, 0) + size > self._budget
+            )
             if (short or now - seen > IDLE) and (owner, key) not in self._delivering:
+                spare -= self._partial[owner, key].size
                 self._give_up(owner, key)
         return self._held.get(peer, 0) + size <= self._budget
