@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,8 @@ class Given:
     trusted = False
 
     def __init__(self, here: int = 0, blocks: int = 2) -> None:
-        self.here, self.sizes = here, [1] * blocks
+        self.here = here
+        self.sizes: Sequence[int] = [1] * blocks
         self.parcels: dict[int, Buffer] = {}
         self.sent: dict[int, bytes] = {}
         self.refusals: Counter[str] = Counter()
