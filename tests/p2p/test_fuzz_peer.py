@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -15,6 +16,9 @@ from shoal.bench.mutate import mutate
 from shoal.network.network import Network
 from shoal.network.parcel import TENSORS, Parcel, opened, sealed
 from shoal.network.remote import unpack_spoken
+from shoal.runtimes.p2p.identity import Identity
+from shoal.runtimes.p2p.transport.base import Unreachable
+from shoal.runtimes.p2p.transport.tcp import Tcp
 
 NETWORKS = {
     "plain": Network(),
@@ -179,3 +183,18 @@ def test_replicas_of_the_wrong_kind_are_refused_and_change_nothing() -> None:
     ):
         after, _, refused = mixed(network, bytes_of({**good, **wrong}))
         assert torch.equal(after, alone) and int(refused[1]) == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1\0", "a..b", "x" * 70, "ü" * 64])
+def test_an_address_that_is_none_is_unreachable(host: str) -> None:
+    async def main() -> None:
+        me = Identity.create()
+        tcp = await Tcp.listen(me)
+        try:
+            with pytest.raises(Unreachable):
+                async with asyncio.timeout(10):
+                    await tcp.dial(Identity.create().id, [f"tcp://{host}:9"])
+        finally:
+            await tcp.close()
+
+    asyncio.run(main())

@@ -393,7 +393,7 @@ def suite(threads: int, console: Any) -> dict[str, Any]:
     from .live_peer import live_peer
 
     found: dict[str, Any] = {
-        "target": "node, membership and desk of a live peer",
+        "target": "a live peer: node, membership, desk and exchange (strangers hold a seat), blobs, stores",
         "seed": 0,
         "machine": machine(),
     }

@@ -246,9 +246,9 @@ class Receiver:
     def _release(self, peer: PeerId, key: bytes) -> None:
         partial = self._partial.pop((peer, key), None)  # forget() may have been there before
         if partial is not None:
-            self._held[peer] -= partial.size
+            self._held[peer] = self._held.get(peer, 0) - partial.size
             if not self._held[peer]:
-                del self._held[peer]
+                del self._held[peer]  # where it was empty, another empty one may have been there
 
     def _make_room(self, peer: PeerId, size: int) -> bool:
         """Whether another ``size`` bytes of the peer may be begun: what nobody sends on gives way."""

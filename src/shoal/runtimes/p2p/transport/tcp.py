@@ -195,7 +195,7 @@ class Tcp(Endpoint):
                 for trial in done:
                     try:
                         won.append(trial.result())
-                    except (Unreachable, OSError) as error:
+                    except (Unreachable, OSError, ValueError) as error:  # strangers write addresses too
                         faults.append(str(error))
         finally:
             for trial in trials:
